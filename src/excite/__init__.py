@@ -1,0 +1,1 @@
+"""Channel attention for convolutional networks."""

@@ -1,0 +1,16 @@
+"""Every numeric bound of the suite, in one table, with the reason for its size."""
+
+import torch
+
+# Parity of a faster path with its reference, as (rtol, atol) of torch.testing.assert_close.
+PARITY: dict[torch.dtype, dict[str, float]] = {
+    # Sums of up to ~1e4 terms in another order.
+    torch.float64: {"rtol": 1e-10, "atol": 1e-11},
+    torch.float32: {"rtol": 2e-5, "atol": 2e-5},
+    # One rounding of a half-precision result: eps is 1e-3 (float16) and 8e-3 (bfloat16).
+    torch.float16: {"rtol": 4e-3, "atol": 4e-3},
+    torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2},
+}
+
+# The same arithmetic as a peer's module, weights copied over: float32 rounding only.
+PEER = {"rtol": 1e-5, "atol": 1e-6}
