@@ -35,7 +35,9 @@ def squeeze(u: Tensor, descriptors: Sequence[str] = ("mean",)) -> Tensor:
         ValueError: no or an unknown descriptor, a map without spatial axes, or one with no positions.
     """
     if not 3 <= u.dim() <= 5:
-        raise UserError(f"squeeze takes a map [N, C, *S] with 1 to 3 spatial axes; got shape {tuple(u.shape)}")
+        raise UserError(
+            f"squeeze takes a map [N, C, *S] with 1 to 3 spatial axes; got shape {tuple(u.shape)}"
+        )
     if 0 in u.shape[2:]:
         raise UserError(f"squeeze of a map without positions is undefined; got shape {tuple(u.shape)}")
     if not descriptors or isinstance(descriptors, str):

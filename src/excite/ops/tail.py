@@ -1,0 +1,286 @@
+"""The tail of a residual branch, ``act(gate(norm(x)) + shortcut)``, at the memory traffic of one without a gate.
+
+Batch norm needs sums of x over (N, *S). Kept per sample they give the squeeze as well: with per-(n, c) mean m and
+variance v over the P positions,
+
+    mu  = mean_n m              var = mean_n (v + (m - mu)^2)         a = weight / sqrt(var + eps)
+    z   = a (m - mu) + bias     s   = excite(z)                       all [N, C]
+    y   = act((s a) (x - m) + s z + shortcut)
+
+so the forward reads x twice and writes y once, with a gate or without. Backward, with g = dy act'(.):
+
+    d(s a) = sum g (x - m)      d(s z) = sum g                        one pass over x, dy, y that also writes g
+    dx  = (s a) g + dm / P + (2 dv / P) (x - m)                       one pass over x, g
+
+where dm and dv come out of the ordinary autograd of the [N, C] lines above. A gate adds no pass, forward or backward.
+
+How the two halves meet: ``_Moments`` reads x first and, in backward, must write dx last, after ``_AffineAct`` has g and
+autograd has dm and dv. Its two extra outputs, ``map_token`` and ``scale_token``, hold nothing; ``_AffineAct`` takes them so
+that its backward can hand g and the scale back along autograd's own edges. The middle stays plain PyTorch: any gate,
+any parameters, hooks, autocast and ``torch.compile(fullgraph=True)`` work as everywhere else.
+
+Source: the sums are those of Batch Normalization (arXiv 1502.03167, Alg. 1); the gate SE (arXiv 1709.01507, Eq. 2-4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from excite.errors import UserError, unknown
+from excite.ops import tail_passes
+from excite.ops.rescale import rescale
+from excite.ops.squeeze import squeeze
+
+__all__ = ["ACTS", "FUSED_DESCRIPTORS", "TAIL_IMPLS", "choose_tail_impl", "tail"]
+
+ACTS = ("relu", "silu", "none")
+TAIL_IMPLS = ("auto", "reference", "fused")
+# Descriptors that follow from the mean and variance of x, so that the fused tail gets them for nothing.
+FUSED_DESCRIPTORS = frozenset({"mean", "std", "l2"})
+
+Excite = Callable[[Tensor], Tensor]
+
+
+def choose_tail_impl(impl: str, descriptors: Sequence[str] = ("mean",)) -> str:
+    """The implementation ``impl`` stands for: "reference" or "fused".
+
+    "auto" is the reference: the fused passes are written in plain PyTorch so far, where they save memory
+    (nothing map-sized is kept but x and y) but not time.
+
+    Raises:
+        ValueError: an unknown ``impl``, or "fused" with a descriptor that needs a pass of its own ("max").
+    """
+    if impl not in TAIL_IMPLS:
+        raise unknown("impl", impl, TAIL_IMPLS)
+    if impl == "fused" and (other := set(descriptors) - FUSED_DESCRIPTORS):
+        raise UserError(
+            f"impl='fused' has descriptors {sorted(FUSED_DESCRIPTORS)}; {sorted(other)} needs impl='reference' or 'auto'"
+        )
+    return "reference" if impl == "auto" else impl
+
+
+def tail(
+    x: Tensor,
+    shortcut: Tensor | None = None,
+    *,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    num_batches_tracked: Tensor | None = None,
+    training: bool = True,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    excite: Excite | None = None,
+    descriptors: Sequence[str] = ("mean",),
+    act: str = "relu",
+    impl: str = "auto",
+) -> Tensor:
+    """``act(gate(norm(x)) + shortcut)``, norm being batch norm exactly as ``nn.BatchNorm2d`` keeps it.
+
+    Args:
+        x: input of the norm [N, C, *S] with 1 to 3 spatial axes; float64, float32, float16 or bfloat16.
+        shortcut: the other operand of the addition, of x's shape, or None.
+        weight: the norm's scale gamma [C], or None (``affine=False``).
+        bias: the norm's shift beta [C], or None.
+        running_mean: [C], updated in place in training; None for a norm that keeps no statistics.
+        running_var: [C], the unbiased variance, updated in place in training.
+        num_batches_tracked: counter, raised by one in training; needed for ``momentum=None``.
+        training: batch statistics (True) or running statistics (False). Without running statistics batch
+            statistics are used in either case.
+        momentum: weight of the newest batch in the running statistics; None is the cumulative average.
+        eps: added to the variance.
+        excite: the gate's middle, z -> s: takes [N, C] (or [N, K, C] for K descriptors) in x's dtype and gives [N, C].
+            None is the plain tail.
+        descriptors: what z holds, see ``squeeze``.
+        act: "relu", "silu" or "none".
+        impl: "reference" (plain PyTorch), "fused" (two passes forward, two backward) or "auto".
+
+    Returns:
+        y [N, C, *S] in the dtype x and shortcut promote to.
+
+    Maps moved, forward: fused reads x twice and shortcut once, writes y; the reference, at least 5 more with a gate.
+
+    Raises:
+        ValueError: shapes, act or impl that do not fit; one value a channel in training, as ``BatchNorm2d`` does.
+    """
+    _check(x, shortcut, act, descriptors)
+    impl = choose_tail_impl(impl, descriptors if excite is not None else ())
+    by_batch = training or running_mean is None or running_var is None
+    if by_batch and x.numel() == x.shape[1]:
+        raise UserError(f"training needs more than 1 value per channel; got shape {tuple(x.shape)}")
+    factor = 0.0 if momentum is None else momentum
+    if training and num_batches_tracked is not None:
+        num_batches_tracked.add_(1)
+        if momentum is None:
+            factor = 1.0 / float(num_batches_tracked)
+    stats = (running_mean, running_var)
+    # A batch without samples moves no statistics and has no sums to share: torch's own rules for it apply.
+    if impl == "reference" or x.shape[0] == 0:
+        return _reference(x, shortcut, weight, bias, stats, by_batch, factor, eps, excite, descriptors, act)
+    return _fused(x, shortcut, weight, bias, stats, by_batch, factor, eps, excite, descriptors, act)
+
+
+def _check(x: Tensor, shortcut: Tensor | None, act: str, descriptors: Sequence[str]) -> None:
+    if not 3 <= x.dim() <= 5:
+        raise UserError(f"tail takes a map [N, C, *S] with 1 to 3 spatial axes; got shape {tuple(x.shape)}")
+    if shortcut is not None and shortcut.shape != x.shape:
+        raise UserError(f"shortcut must have the shape of x {tuple(x.shape)}; got {tuple(shortcut.shape)}")
+    if act not in ACTS:
+        raise unknown("act", act, ACTS)
+    if isinstance(descriptors, str):
+        raise UserError(f"descriptors={descriptors!r}: give a tuple such as ('mean',)")
+
+
+_Stats = tuple[Tensor | None, Tensor | None]
+
+
+def _reference(
+    x: Tensor,
+    shortcut: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    stats: _Stats,
+    by_batch: bool,
+    factor: float,
+    eps: float,
+    excite: Excite | None,
+    descriptors: Sequence[str],
+    act: str,
+) -> Tensor:
+    """The definition, step by step."""
+    u = F.batch_norm(x, *stats, weight, bias, by_batch, factor, eps)
+    y = u if excite is None else rescale(u, excite(squeeze(u, descriptors)))
+    if shortcut is not None:
+        y = y + shortcut
+    if act == "relu":
+        return F.relu(y)
+    return F.silu(y) if act == "silu" else y
+
+
+def _fused(
+    x: Tensor,
+    shortcut: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    stats: _Stats,
+    by_batch: bool,
+    factor: float,
+    eps: float,
+    excite: Excite | None,
+    descriptors: Sequence[str],
+    act: str,
+) -> Tensor:
+    """The formulas at the head of this file: [N, C] work between two passes over the maps."""
+    dtype = tail_passes.sum_dtype(x.dtype)
+    m, v, map_token, scale_token = _Moments.apply(x)
+    if by_batch:
+        mu = m.mean(0)
+        var = (v + (m - mu).square()).mean(0)
+        _update_running(stats, mu, var, x.numel() // x.shape[1], factor)
+    else:
+        running_mean, running_var = stats
+        assert running_mean is not None and running_var is not None
+        mu, var = running_mean.to(dtype), running_var.to(dtype)
+    a = torch.rsqrt(var + eps)
+    if weight is not None:
+        a = a * weight.to(dtype)
+    # The map is centred at m as a constant; that m also moves z is the gate's and the norm's business, below.
+    centre = m.detach()
+    scale = a.expand_as(m)
+    offset = _shifted(a * (centre - mu), bias)
+    if excite is not None:
+        z = _descriptor(_shifted(a * (m - mu), bias), a, v, x.numel() // max(m.numel(), 1), descriptors)
+        s = excite(z.to(x.dtype)).to(dtype)
+        if s.shape != m.shape:
+            raise UserError(f"excite must give s of shape {tuple(m.shape)}; got {tuple(s.shape)}")
+        scale, offset = s * scale, s * offset
+    return _AffineAct.apply(x.detach(), map_token, scale_token, shortcut, centre, scale, offset, act)
+
+
+def _shifted(t: Tensor, bias: Tensor | None) -> Tensor:
+    return t if bias is None else t + bias.to(t.dtype)
+
+
+def _descriptor(mean: Tensor, a: Tensor, v: Tensor, positions: int, descriptors: Sequence[str]) -> Tensor:
+    """z of the normed map from its mean [N, C] and x's variance v: norm is affine, so std = |a| sqrt(v)."""
+    parts = []
+    for d in descriptors:
+        if d == "mean":
+            parts.append(mean)
+        elif d == "std":
+            parts.append((a.square() * v).clamp_min(torch.finfo(v.dtype).tiny).sqrt())
+        else:
+            l2 = positions * (mean.square() + a.square() * v)
+            parts.append(l2.clamp_min(torch.finfo(v.dtype).tiny).sqrt())
+    return parts[0] if len(parts) == 1 else torch.stack(parts, dim=1)
+
+
+def _update_running(stats: _Stats, mu: Tensor, var: Tensor, values: int, factor: float) -> None:
+    running_mean, running_var = stats
+    if running_mean is None or running_var is None:
+        return
+    with torch.no_grad():
+        unbiased = var.detach() * (values / (values - 1))
+        running_mean.lerp_(mu.detach().to(running_mean.dtype), factor)
+        running_var.lerp_(unbiased.to(running_var.dtype), factor)
+
+
+class _Moments(torch.autograd.Function):
+    """x -> m, v and the two tokens; backward writes the whole dx (see the head of this file)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        m, v = tail_passes.moments(x)
+        ctx.save_for_backward(x, m)
+        return m, v, x.new_zeros(()).expand_as(x), torch.zeros_like(m)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dm: Tensor, dv: Tensor, g: Tensor, scale: Tensor) -> Tensor:
+        x, m = ctx.saved_tensors
+        positions = x.numel() // m.numel()
+        return tail_passes.moments_grad(g, x, m, scale, dm / positions, dv * (2.0 / positions))
+
+
+class _AffineAct(torch.autograd.Function):
+    """y = act(scale * (x - centre) + offset + shortcut); g and scale leave backward through the tokens."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        map_token: Tensor,
+        scale_token: Tensor,
+        shortcut: Tensor | None,
+        centre: Tensor,
+        scale: Tensor,
+        offset: Tensor,
+        act: str,
+    ) -> Tensor:
+        scale, offset = scale.contiguous(), offset.contiguous()
+        y = tail_passes.affine_act(x, shortcut, centre, scale, offset, act)
+        # ReLU needs only y, which the next convolution keeps anyway; SiLU recomputes its sum from x and shortcut.
+        kept_y = y if act == "relu" else None
+        kept_shortcut = shortcut if act == "silu" else None
+        ctx.save_for_backward(x, kept_y, kept_shortcut, centre, scale, offset)
+        ctx.act = act
+        ctx.dtypes = (x.dtype, None if shortcut is None else shortcut.dtype)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, shortcut, centre, scale, offset = ctx.saved_tensors
+        g, total, centred = tail_passes.affine_act_grad(dy, y, x, shortcut, centre, scale, offset, ctx.act)
+        if ctx.act == "none":
+            g = dy
+        x_dtype, shortcut_dtype = ctx.dtypes
+        dshortcut = None if shortcut_dtype is None else g.to(shortcut_dtype)
+        return None, g.to(x_dtype), scale, dshortcut, None, centred, total, None
