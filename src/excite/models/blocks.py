@@ -28,8 +28,8 @@ def run_tail(
 ) -> Tensor:
     """``act(gate(norm(x)) + shortcut)`` from the modules that hold its parameters.
 
-    The reference calls the modules themselves, so their hooks run and any norm (SyncBatchNorm, say) works. The fused tail
-    reads their parameters and calls ``gate.excite`` only.
+    The reference calls the modules themselves, so their hooks run and any norm (SyncBatchNorm, say) works. The fused
+    tail reads their parameters and calls ``gate.excite`` only.
 
     Args:
         norm: the last norm of the branch; the fused tail takes exactly ``nn.BatchNorm1d/2d/3d``.
@@ -70,9 +70,7 @@ def run_tail(
     )
 
 
-def _by_modules(
-    norm: nn.Module, gate: nn.Module | None, x: Tensor, shortcut: Tensor | None, act: str
-) -> Tensor:
+def _by_modules(norm: nn.Module, gate: nn.Module | None, x: Tensor, shortcut: Tensor | None, act: str) -> Tensor:
     y: Tensor = norm(x)
     if gate is not None:
         y = gate(y)

@@ -25,7 +25,5 @@ def rescale(u: Tensor, s: Tensor) -> Tensor:
         ValueError: s is not [N, C] for u's N and C.
     """
     if s.shape != u.shape[:2]:
-        raise UserError(
-            f"rescale needs s of shape {tuple(u.shape[:2])} for u {tuple(u.shape)}; got {tuple(s.shape)}"
-        )
+        raise UserError(f"rescale needs s of shape {tuple(u.shape[:2])} for u {tuple(u.shape)}; got {tuple(s.shape)}")
     return u * s.to(u.dtype).reshape(*s.shape, *(1,) * (u.dim() - 2))

@@ -27,7 +27,8 @@ def squeeze(u: Tensor, descriptors: Sequence[str] = ("mean",)) -> Tensor:
             - ``"l2"``: the Euclidean norm over positions (Gated Channel Transformation).
 
     Returns:
-        z [N, C] for one descriptor, [N, K, C] for K > 1, in u's dtype. Sums of half-precision maps are taken in float32.
+        z [N, C] for one descriptor, [N, K, C] for K > 1, in u's dtype. Sums of half-precision maps are
+        taken in float32.
 
     Bytes moved: reads u once a descriptor (std: twice), writes N * K * C values.
 
@@ -35,9 +36,7 @@ def squeeze(u: Tensor, descriptors: Sequence[str] = ("mean",)) -> Tensor:
         ValueError: no or an unknown descriptor, a map without spatial axes, or one with no positions.
     """
     if not 3 <= u.dim() <= 5:
-        raise UserError(
-            f"squeeze takes a map [N, C, *S] with 1 to 3 spatial axes; got shape {tuple(u.shape)}"
-        )
+        raise UserError(f"squeeze takes a map [N, C, *S] with 1 to 3 spatial axes; got shape {tuple(u.shape)}")
     if 0 in u.shape[2:]:
         raise UserError(f"squeeze of a map without positions is undefined; got shape {tuple(u.shape)}")
     if not descriptors or isinstance(descriptors, str):

@@ -15,8 +15,8 @@ so the forward reads x twice and writes y once, with a gate or without. Backward
 where dm and dv come out of the ordinary autograd of the [N, C] lines above. A gate adds no pass, forward or backward.
 
 How the two halves meet: ``_Moments`` reads x first and, in backward, must write dx last, after ``_AffineAct`` has g and
-autograd has dm and dv. Its two extra outputs, ``map_token`` and ``scale_token``, hold nothing; ``_AffineAct`` takes them so
-that its backward can hand g and the scale back along autograd's own edges. The middle stays plain PyTorch: any gate,
+autograd has dm and dv. Its two extra outputs, ``map_token`` and ``scale_token``, hold nothing; ``_AffineAct`` takes them
+so that its backward can hand g and the scale back along autograd's own edges. The middle stays plain PyTorch: any gate,
 any parameters, hooks, autocast and ``torch.compile(fullgraph=True)`` work as everywhere else.
 
 Source: the sums are those of Batch Normalization (arXiv 1502.03167, Alg. 1); the gate SE (arXiv 1709.01507, Eq. 2-4).
@@ -59,9 +59,7 @@ def choose_tail_impl(impl: str, descriptors: Sequence[str] = ("mean",)) -> str:
     if impl not in TAIL_IMPLS:
         raise unknown("impl", impl, TAIL_IMPLS)
     if impl == "fused" and (other := set(descriptors) - FUSED_DESCRIPTORS):
-        raise UserError(
-            f"impl='fused' has descriptors {sorted(FUSED_DESCRIPTORS)}; {sorted(other)} needs impl='reference' or 'auto'"
-        )
+        raise UserError(f"impl='fused' has descriptors {sorted(FUSED_DESCRIPTORS)}; {sorted(other)} needs impl='auto'")
     return "reference" if impl == "auto" else impl
 
 

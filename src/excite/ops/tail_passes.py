@@ -59,9 +59,7 @@ def _(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.empty_like(mean)
 
 
-def _preactivation(
-    x: Tensor, shortcut: Tensor | None, centre: Tensor, scale: Tensor, offset: Tensor
-) -> Tensor:
+def _preactivation(x: Tensor, shortcut: Tensor | None, centre: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
     """scale * (x - centre) + offset + shortcut, in ``sum_dtype``; always a fresh tensor."""
     y = (x.to(scale.dtype) - _spread(centre, x)).mul_(_spread(scale, x)).add_(_spread(offset, x))
     return y if shortcut is None else y.add_(shortcut)
@@ -72,9 +70,7 @@ def _result_dtype(x: Tensor, shortcut: Tensor | None) -> torch.dtype:
 
 
 @torch.library.custom_op("excite::tail_affine_act", mutates_args=())
-def affine_act(
-    x: Tensor, shortcut: Tensor | None, centre: Tensor, scale: Tensor, offset: Tensor, act: str
-) -> Tensor:
+def affine_act(x: Tensor, shortcut: Tensor | None, centre: Tensor, scale: Tensor, offset: Tensor, act: str) -> Tensor:
     """act(scale * (x - centre) + offset + shortcut) with [N, C] centre, scale and offset; act "relu", "silu", "none".
 
     Maps: reads x and shortcut, writes the result, laid out as x.
@@ -142,9 +138,7 @@ def _(
 
 
 @torch.library.custom_op("excite::tail_moments_grad", mutates_args=())
-def moments_grad(
-    g: Tensor, x: Tensor, centre: Tensor, scale: Tensor, constant: Tensor, slope: Tensor
-) -> Tensor:
+def moments_grad(g: Tensor, x: Tensor, centre: Tensor, scale: Tensor, constant: Tensor, slope: Tensor) -> Tensor:
     """dx = scale * g + constant + slope * (x - centre), with [N, C] factors, in x's dtype and layout.
 
     Maps: reads x and g, writes dx.
