@@ -15,9 +15,9 @@ so the forward reads x twice and writes y once, with a gate or without. Backward
 where dm and dv come out of the ordinary autograd of the [N, C] lines above. A gate adds no pass, forward or backward.
 
 How the two halves meet: ``_Moments`` reads x first and, in backward, must write dx last, after ``_AffineAct`` has g and
-autograd has dm and dv. Its two extra outputs, ``map_token`` and ``scale_token``, hold nothing; ``_AffineAct`` takes them
-so that its backward can hand g and the scale back along autograd's own edges. The middle stays plain PyTorch: any gate,
-any parameters, hooks, autocast and ``torch.compile(fullgraph=True)`` work as everywhere else.
+autograd has dm and dv. Its two extra outputs, ``map_token`` and ``scale_token``, hold nothing: ``_AffineAct`` takes
+them so that its backward can hand g and the scale back along autograd's own edges. The middle stays plain PyTorch: any
+gate, any parameters, hooks, autocast and ``torch.compile(fullgraph=True)`` work as everywhere else.
 
 Source: the sums are those of Batch Normalization (arXiv 1502.03167, Alg. 1); the gate SE (arXiv 1709.01507, Eq. 2-4).
 """
