@@ -57,7 +57,8 @@ def _describe(u: Tensor, descriptor: str) -> Tensor:
     if descriptor == "std":
         # sqrt has no derivative at 0, which a constant channel reaches: clamp keeps that gradient 0, not NaN.
         tiny = torch.finfo(wide.dtype).tiny
-        return wide.var(axes, correction=0).clamp_min(tiny).sqrt().to(u.dtype)
+        variance = (wide - wide.mean(axes, keepdim=True)).square().mean(axes)
+        return variance.clamp_min(tiny).sqrt().to(u.dtype)
     if descriptor == "l2":
         return torch.linalg.vector_norm(wide, dim=axes).to(u.dtype)
     raise unknown("descriptor", descriptor, DESCRIPTORS)

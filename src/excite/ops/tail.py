@@ -113,15 +113,15 @@ def tail(
     by_batch = training or running_mean is None or running_var is None
     if by_batch and x.numel() == x.shape[1]:
         raise UserError(f"training needs more than 1 value per channel; got shape {tuple(x.shape)}")
-    factor = 0.0 if momentum is None else momentum
+    factor: float | Tensor = 0.0 if momentum is None else momentum
     if training and num_batches_tracked is not None:
         num_batches_tracked.add_(1)
         if momentum is None:
-            factor = 1.0 / float(num_batches_tracked)
+            factor = num_batches_tracked.reciprocal()
     stats = (running_mean, running_var)
     # A batch without samples moves no statistics and has no sums to share: torch's own rules for it apply.
     if impl == "reference" or x.shape[0] == 0:
-        return _reference(x, shortcut, weight, bias, stats, by_batch, factor, eps, excite, descriptors, act)
+        return _reference(x, shortcut, weight, bias, stats, by_batch, float(factor), eps, excite, descriptors, act)
     return _fused(x, shortcut, weight, bias, stats, by_batch, factor, eps, excite, descriptors, act)
 
 
@@ -169,7 +169,7 @@ def _fused(
     bias: Tensor | None,
     stats: _Stats,
     by_batch: bool,
-    factor: float,
+    factor: float | Tensor,
     eps: float,
     excite: Excite | None,
     descriptors: Sequence[str],
@@ -220,7 +220,7 @@ def _descriptor(mean: Tensor, a: Tensor, v: Tensor, positions: int, descriptors:
     return parts[0] if len(parts) == 1 else torch.stack(parts, dim=1)
 
 
-def _update_running(stats: _Stats, mu: Tensor, var: Tensor, values: int, factor: float) -> None:
+def _update_running(stats: _Stats, mu: Tensor, var: Tensor, values: int, factor: float | Tensor) -> None:
     running_mean, running_var = stats
     if running_mean is None or running_var is None:
         return

@@ -1,0 +1,104 @@
+"""A file imports from its own folder and from lower ranks only, and importing the core loads torch alone."""
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import excite
+
+ROOT = Path(excite.__file__).parent
+# Bottom to top; rooms in one row may not import each other.
+RANKS = [
+    {"errors"},
+    {"ops"},
+    {"gates"},
+    {"models", "graph", "page", "timing"},
+    {"surgery", "weights", "cost", "data"},
+    {"checkpoint", "networks"},
+    {"training"},
+    {"analysis"},
+    {"deploy", "experiment"},
+    {"cli"},
+]
+RANK = {room: i for i, row in enumerate(RANKS) for room in row}
+FILES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported_rooms(source: str) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names = [f"{node.module}.{a.name}" for a in node.names]
+        else:
+            continue
+        rooms |= {n.split(".")[1] for n in names if n.startswith("excite.") and n.split(".")[1] in RANK}
+    return rooms
+
+
+def offences(room: str, source: str) -> set[str]:
+    # checkpoint and networks share a row by need: a checkpoint names its network, a network may be a checkpoint.
+    allowed = {r for r, i in RANK.items() if i < RANK[room]} | {room}
+    if room == "checkpoint":
+        allowed.add("networks")
+    return imported_rooms(source) - allowed
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down(path):
+    room = room_of(path)
+    assert room in RANK, f"{path.name} stands in no known room"
+    assert not offences(room, path.read_text()), f"{path.name} ({room}) imports from above or beside"
+
+
+def test_an_upward_import_is_seen():
+    assert offences("ops", "from excite.gates import SE") == {"gates"}
+    assert offences("ops", "def f():\n    import excite.training.fit") == {"training"}
+    assert offences("gates", "from excite import models") == {"models"}
+    assert not offences("models", "from excite.gates import SE\nfrom excite.ops import tail")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_stay_small(path):
+    text = path.read_text()
+    assert text.count("\n") <= 400, "a file of over 400 lines is two ideas"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = node.end_lineno - node.body[0].lineno + 1
+            doc = ast.get_docstring(node, clean=False)
+            length -= doc.count("\n") + 1 if doc else 0
+            assert length <= 50, f"{node.name} has {length} lines"
+
+
+def test_importing_the_core_loads_torch_alone():
+    heavy = ["lightning", "torchvision", "PIL", "scipy", "rich", "jsonargparse", "safetensors", "timm", "keras"]
+    code = (
+        "import sys, torch; before = set(sys.modules)\n"
+        "import excite, excite.ops, excite.gates, excite.models\n"
+        f"new = [m for m in {heavy} if m in sys.modules and m not in before]\n"
+        "assert not new, new\n"
+        "assert not torch.cuda.is_initialized()"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_every_public_name_is_documented():
+    for path in FILES:
+        module_name = "excite." + ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        module = importlib.import_module(module_name.removesuffix(".__init__"))
+        assert module.__doc__, module_name
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if inspect.isclass(thing) or inspect.isroutine(thing):
+                assert thing.__doc__, f"{module_name}.{name}"
