@@ -48,7 +48,8 @@ def run(impl, x, shortcut, norm, middle, *, act="relu", descriptors=("mean",), d
     )
     y = tail(
         x, shortcut, weight=norm.weight, bias=norm.bias, running_mean=mean, running_var=var, num_batches_tracked=count,
-        training=norm.training, momentum=norm.momentum, eps=norm.eps, excite=middle, descriptors=descriptors, act=act, impl=impl,
+        training=norm.training, momentum=norm.momentum, eps=norm.eps, excite=middle, descriptors=descriptors,
+        act=act, impl=impl,
     )  # fmt: skip
     inputs = [t for t in (x, shortcut, *norm.parameters(), *(middle.parameters() if middle else ())) if t is not None]
     if dy is None:
@@ -217,7 +218,8 @@ def test_compiles_whole(act, training):
     expected = run("fused", x, shortcut, norm, middle, act=act)
     y = compiled(
         x, shortcut, weight=norm.weight, bias=norm.bias, running_mean=norm.running_mean, running_var=norm.running_var,
-        num_batches_tracked=norm.num_batches_tracked, momentum=norm.momentum, training=training, excite=middle, act=act, impl="fused",
+        num_batches_tracked=norm.num_batches_tracked, momentum=norm.momentum, training=training, excite=middle,
+        act=act, impl="fused",
     )  # fmt: skip
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     grads = torch.autograd.grad(y, [x, shortcut, *norm.parameters(), *middle.parameters()], dy)

@@ -117,7 +117,8 @@ def tail(
     if training and num_batches_tracked is not None:
         num_batches_tracked.add_(1)
         if momentum is None:
-            factor = num_batches_tracked.reciprocal()
+            # A tensor, so that the fused tail compiles whole; torch's own batch norm (the reference) wants a number.
+            factor = num_batches_tracked.to(x.dtype if running_mean is None else running_mean.dtype).reciprocal()
     stats = (running_mean, running_var)
     # A batch without samples moves no statistics and has no sums to share: torch's own rules for it apply.
     if impl == "reference" or x.shape[0] == 0:
