@@ -16,38 +16,44 @@ from typing import Any, ClassVar, final
 from torch import Tensor, nn
 
 from excite.errors import UserError
+from excite.gates.grammar import check_options, write_call
 from excite.ops import rescale, squeeze
 
-__all__ = ["Gate", "GateConfig"]
+__all__ = ["Gate", "GateConfig", "check_channels", "check_map"]
 
 
 @dataclass(frozen=True)
 class GateConfig:
     """A gate without its channel count: frozen, comparable, and written as a string ``parse_gate`` reads back.
 
-    Subclasses are frozen dataclasses whose fields are the keyword arguments of their module. They check
-    their values in ``__post_init__`` (``ValueError`` naming value, range and fix) and give ``build``.
+    Subclasses are frozen dataclasses that name the gate in ``name``, whose fields are the keyword arguments of
+    their module, and that give ``build``. Every field has a default and is annotated with ``int``, ``float``,
+    ``bool``, ``str``, ``None``, ``Literal`` strings, or a union of these: the annotation is what both Python and
+    text are checked against. Ranges are checked in ``__post_init__`` after ``super().__post_init__()``.
+
+    Raises:
+        ValueError: a value that its annotation does not allow, with the values that it does.
     """
 
     name: ClassVar[str]
 
-    def build(self, channels: int) -> Gate:
-        """The gate's module for maps with ``channels`` channels."""
+    def __post_init__(self) -> None:
+        check_options(self, f"gate {self.name!r}")
+
+    def build(self, channels: int) -> nn.Module:
+        """The module for maps with ``channels`` channels: [N, C, *S] in, the same shape out.
+
+        It is a ``Gate``, except for ablations that are no channel gate (``no_squeeze``); only a ``Gate`` has ``excite``
+        and can be taken into a fused tail, so code that wants one asks ``isinstance(module, Gate)``.
+        """
         raise NotImplementedError
 
+    def options(self) -> dict[str, Any]:
+        """The fields by name: the keyword arguments of the module."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
     def __str__(self) -> str:
-        changed = [
-            f"{f.name}={_format(value)}"
-            for f in dataclasses.fields(self)
-            if (value := getattr(self, f.name)) != f.default
-        ]
-        return f"{self.name}({','.join(changed)})" if changed else self.name
-
-
-def _format(value: object) -> str:
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    return str(value)
+        return write_call(self.name, self)
 
 
 class Gate(nn.Module):
@@ -69,9 +75,7 @@ class Gate(nn.Module):
 
     def __init__(self, channels: int, config: GateConfig) -> None:
         super().__init__()
-        if channels < 1:
-            raise UserError(f"channels={channels}: a gate needs at least 1 channel")
-        self.channels = channels
+        self.channels = check_channels(channels)
         self.config = config
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -83,11 +87,29 @@ class Gate(nn.Module):
         """The channel scale s [N, C] from the descriptor z ([N, C], or [N, K, C] with K > 1 descriptors)."""
         raise NotImplementedError
 
-    @final
+    @final  # type: ignore[misc]  # torch declares forward as an attribute
     def forward(self, u: Tensor) -> Tensor:
-        """The recalibrated map y [N, C, *S]."""
+        """The recalibrated map y [N, C, *S].
+
+        Raises:
+            ValueError: u is no map with this gate's channels and 1 to 3 spatial axes.
+        """
+        check_map(u, self.channels)
         return rescale(u, self.excite(squeeze(u, self.descriptors)))
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows: channels and the config's string."""
         return f"{self.channels}, {self.config}"
+
+
+def check_channels(channels: int) -> int:
+    """``channels``, if a gate can be built for as many."""
+    if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
+        raise UserError(f"channels={channels!r}: a gate needs a whole number of channels, at least 1")
+    return channels
+
+
+def check_map(u: Tensor, channels: int) -> None:
+    """Refuse maps of another width: a gate without per-channel weights would take them without a word."""
+    if u.dim() < 2 or u.shape[1] != channels:
+        raise UserError(f"this gate takes maps [N, {channels}, *S]; got shape {tuple(u.shape)}")

@@ -1,0 +1,65 @@
+"""The scalar functions inside gates: hidden activations and gate functions, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from excite.errors import UserError
+
+__all__ = [
+    "ACTIVATIONS",
+    "GATE_FUNCTIONS",
+    "PIECEWISE_SLOPE",
+    "ActivationName",
+    "GateFunctionName",
+    "check_slope",
+    "gate_function",
+]
+
+ActivationName = Literal["relu", "silu", "gelu", "hard_swish"]
+GateFunctionName = Literal["sigmoid", "hard_sigmoid", "tanh", "relu"]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "hard_swish": F.hardswish,
+}
+GATE_FUNCTIONS: tuple[str, ...] = get_args(GateFunctionName)
+
+# relu6(x + 3) / 6, the hard sigmoid of PyTorch, Keras 3 and Paddle 2.
+PIECEWISE_SLOPE = 1 / 6
+
+
+def gate_function(x: Tensor, name: str, slope: float = PIECEWISE_SLOPE) -> Tensor:
+    """The gate function called ``name``, elementwise.
+
+    Args:
+        x: any shape.
+        name: "sigmoid", "hard_sigmoid" = min(max(slope * x + 1/2, 0), 1), "tanh" or "relu" (SE paper, Sec. 6.3).
+        slope: of the hard sigmoid; 1/6 gives relu6(x + 3) / 6, and 0.2 the one of Keras 2 and Paddle's fluid.
+    """
+    if name == "sigmoid":
+        return torch.sigmoid(x)
+    if name == "hard_sigmoid":
+        # Stretching x first keeps every slope on the one fused kernel, forward and backward.
+        return F.hardsigmoid(x if slope == PIECEWISE_SLOPE else x * (slope / PIECEWISE_SLOPE))
+    if name == "tanh":
+        return torch.tanh(x)
+    return F.relu(x)
+
+
+def check_slope(gate: str, function: str, slope: float) -> None:
+    """Refuse a slope that is not positive, or that the chosen gate function would not use."""
+    if slope <= 0:
+        raise UserError(f"gate {gate!r}: hard_sigmoid_slope={slope} must be above 0 (1/6 and 0.2 are in use)")
+    if slope != PIECEWISE_SLOPE and function != "hard_sigmoid":
+        raise UserError(
+            f"gate {gate!r}: hard_sigmoid_slope={slope} has no effect with gate_function={function!r}; "
+            "give gate_function='hard_sigmoid' or leave the slope out"
+        )

@@ -1,0 +1,107 @@
+"""SE-GC: a block-diagonal matrix; every channel sees those of its group.
+
+    s = sigma(W z)          W: C x C in G blocks of (C / G) x (C / G) on the diagonal
+
+Source: ECA-Net (arXiv 1910.03151), Sec. 3.2.2, Table 2: G = 16 (SE-GC1), C / 16 (SE-GC2) and C / 8 (SE-GC3). The
+first is ``groups=16``; the other two hold the size of a group instead of their number: ``group_size=16`` and
+``group_size=8``. No code was published for it: no bias, as in the paper's parameter count of C^2 / G; the weights
+start as those of the grouped 1x1 convolution of ``torch.nn``: uniform within sqrt(G / C).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from excite.errors import UserError
+from excite.gates.base import Gate, GateConfig
+
+__all__ = ["SEGC", "SEGCConfig"]
+
+DEFAULT_GROUPS = 16
+
+
+@dataclass(frozen=True)
+class SEGCConfig(GateConfig):
+    """SE-GC without its channel count; the options are those of ``SEGC``."""
+
+    name: ClassVar[str] = "se_gc"
+
+    groups: int = DEFAULT_GROUPS
+    group_size: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option in ("groups", "group_size"):
+            value = getattr(self, option)
+            if value is not None and value < 1:
+                raise UserError(f"gate 'se_gc': {option}={value} must be at least 1")
+        if self.group_size is not None and self.groups != DEFAULT_GROUPS:
+            raise UserError(
+                f"gate 'se_gc': groups={self.groups} and group_size={self.group_size} say the same thing; give one"
+            )
+
+    def groups_for(self, channels: int) -> int:
+        """G for maps with ``channels`` channels.
+
+        Raises:
+            ValueError: the groups do not divide the channels.
+        """
+        option = "groups" if self.group_size is None else "group_size"
+        parts = self.groups if self.group_size is None else self.group_size
+        if channels % parts:
+            divisors = [d for d in range(1, channels + 1) if channels % d == 0]
+            near = sorted(sorted(divisors, key=lambda d: abs(d - parts))[:3])
+            raise UserError(
+                f"gate 'se_gc': {option}={parts} does not divide {channels} channels; "
+                f"the nearest that do: {', '.join(map(str, near))}"
+            )
+        return parts if self.group_size is None else channels // parts
+
+    def build(self, channels: int) -> SEGC:
+        """The gate for maps with ``channels`` channels."""
+        return SEGC(channels, **self.options())
+
+
+class SEGC(Gate):
+    """Channel attention within groups of channels (arXiv 1910.03151, Sec. 3.2.2).
+
+    Args:
+        channels: C.
+        groups: G, a divisor of C.
+        group_size: C / G, in place of ``groups``.
+
+    Shape:
+        - input: [N, C, *S], S being 1 to 3 spatial axes
+        - output: as the input
+
+    Attributes:
+        weight: [C, C / G]; row c over the channels of c's group: C^2 / G parameters.
+        groups: G.
+
+    Raises:
+        ValueError: G does not divide C, with the nearest divisors; both options given.
+    """
+
+    def __init__(self, channels: int, groups: int = DEFAULT_GROUPS, *, group_size: int | None = None) -> None:
+        config = SEGCConfig(groups, group_size)
+        super().__init__(channels, config)
+        self.groups = config.groups_for(channels)
+        self.weight = nn.Parameter(torch.empty(channels, channels // self.groups))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew: uniform within sqrt(G / C)."""
+        bound = self.weight.shape[1] ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+
+    def excite(self, z: Tensor) -> Tensor:
+        """s [N, C] from z [N, C]."""
+        size = self.channels // self.groups
+        # One batched product over the groups; a grouped conv1d on maps of one position is several times slower.
+        grouped = z.reshape(-1, self.groups, size).transpose(0, 1)
+        blocks = self.weight.view(self.groups, size, size).transpose(1, 2)
+        return torch.sigmoid(torch.bmm(grouped, blocks).transpose(0, 1).flatten(1))
