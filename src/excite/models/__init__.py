@@ -1,0 +1,154 @@
+"""Networks of the papers by name: ``create_model("resnet50", gate="se(reduction=8)", stages=(2, 3))``."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from excite.errors import UserError, unknown
+from excite.gates import parse_gate
+from excite.gates.base import GateConfig
+from excite.models.base import Classifier, gate_parameters
+from excite.models.blocks import PLACEMENTS
+from excite.models.cifar import CifarResNet
+from excite.models.resnet import BasicBlock, Bottleneck, ResNet
+
+__all__ = [
+    "ALIASES",
+    "MODELS",
+    "PLACEMENTS",
+    "Architecture",
+    "create_model",
+    "gate_parameters",
+    "list_models",
+    "split_alias",
+]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One entry of ``MODELS``.
+
+    Args:
+        family: the class of the network; its ``Options`` are the named options, its ``VARIANTS`` sets of them.
+        layout: the family's own arguments that make it this network.
+    """
+
+    family: type[ResNet] | type[CifarResNet]
+    layout: Mapping[str, Any]
+
+
+MODELS: dict[str, Architecture] = {
+    "resnet18": Architecture(ResNet, {"block": BasicBlock, "depths": (2, 2, 2, 2)}),
+    "resnet34": Architecture(ResNet, {"block": BasicBlock, "depths": (3, 4, 6, 3)}),
+    "resnet50": Architecture(ResNet, {"block": Bottleneck, "depths": (3, 4, 6, 3)}),
+    "resnet101": Architecture(ResNet, {"block": Bottleneck, "depths": (3, 4, 23, 3)}),
+    "resnet152": Architecture(ResNet, {"block": Bottleneck, "depths": (3, 8, 36, 3)}),
+    "resnet20": Architecture(CifarResNet, {"depth": 3}),
+    "resnet32": Architecture(CifarResNet, {"depth": 5}),
+    "resnet44": Architecture(CifarResNet, {"depth": 7}),
+    "resnet56": Architecture(CifarResNet, {"depth": 9}),
+    "resnet110": Architecture(CifarResNet, {"depth": 18}),
+}
+
+# Prefixes that name a network with its paper's own gate: SE with r = 16 and biases, ECA with adaptive k.
+ALIASES: dict[str, str] = {"se_": "se", "eca_": "eca"}
+
+
+def create_model(
+    name: str,
+    *,
+    gate: str | GateConfig | None = None,
+    placement: str = "standard",
+    stages: tuple[int, ...] | None = None,
+    variant: str | None = None,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    impl: str = "auto",
+    **options: Any,
+) -> Classifier:
+    """A network with fresh weights.
+
+    Args:
+        name: one of ``list_models()``. "se_resnet50" is "resnet50" with the SE paper's gate, "eca_resnet50" with ECA's.
+        gate: a gate's config or string, None or "none" for a plain network.
+        placement: "standard", "pre", "post", "identity" or "inner" (SE paper, Fig. 5; inner is its SE_3x3).
+        stages: stages that have gates, counted from 1 as in ``layer1``; None for all.
+        variant: a named set of options: "official" is the SE authors' networks (the stride in the first 1x1, the stem
+            pool in ceil mode). Options given beside it override it.
+        num_classes: size of the output; 0 for pooled features.
+        in_channels: channels of the images.
+        impl: implementation of the tails, see ``excite.ops.tail``.
+        options: the family's own, see ``ResNetOptions`` (``stride_in``, ``stem_pool``, ``zero_init_last_norm``) and
+            ``CifarResNetOptions`` (``shortcut``, ``zero_init_last_norm``).
+
+    Returns:
+        The network, in training mode, float32: images [N, in_channels, H, W] -> logits [N, num_classes].
+
+    Raises:
+        ValueError: an unknown name or option (with the nearest ones), a value out of range, or an alias with a gate.
+    """
+    name, gate = split_alias(name, gate)
+    if name not in MODELS:
+        raise unknown("model", name, list_models(), hint="`excite models` lists all")
+    architecture = MODELS[name]
+    return architecture.family(
+        **architecture.layout,
+        gate=parse_gate(gate),
+        placement=placement,
+        stages=tuple(stages) if isinstance(stages, list) else stages,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        impl=impl,
+        options=_options(name, variant, options),
+    )
+
+
+def split_alias(name: str, gate: str | GateConfig | None = None) -> tuple[str, str | GateConfig | None]:
+    """The plain name and the gate that ``name`` and ``gate`` stand for: ("se_resnet50", None) is ("resnet50", "se").
+
+    Raises:
+        ValueError: an alias together with a gate, even with "none": which of the two is meant cannot be told.
+    """
+    for prefix, own_gate in ALIASES.items():
+        plain = name.removeprefix(prefix)
+        if plain != name and plain in MODELS:
+            if gate is not None:
+                raise UserError(
+                    f"{name!r} already says gate {own_gate!r}; for gate={str(gate)!r} name {plain!r} instead"
+                )
+            return plain, own_gate
+    return name, gate
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that ``create_model`` takes, in natural order.
+
+    Args:
+        pattern: shell-style, such as "resnet*" or "se_*".
+    """
+    names = [*MODELS, *(prefix + name for prefix in ALIASES for name in MODELS)]
+    return sorted((n for n in names if fnmatchcase(n, pattern)), key=_natural)
+
+
+def _natural(name: str) -> list[tuple[str, int]]:
+    return [(word, int(number or 0)) for word, number in re.findall(r"(\D+)(\d*)", name)]
+
+
+def _options(name: str, variant: str | None, given: dict[str, Any]) -> Any:
+    family = MODELS[name].family
+    known = [f.name for f in dataclasses.fields(family.Options)]
+    for option in given:
+        if option not in known:
+            raise unknown(f"option of model {name!r}", option, known)
+    if variant is None:
+        return family.Options(**given)
+    if variant not in family.VARIANTS:
+        if not family.VARIANTS:
+            raise UserError(f"model {name!r} has no variants; got variant={variant!r}. Its options: {', '.join(known)}")
+        raise unknown(f"variant of model {name!r}", variant, family.VARIANTS)
+    return dataclasses.replace(family.VARIANTS[variant], **given)

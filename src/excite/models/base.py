@@ -1,0 +1,192 @@
+"""What the families share: where gates stand, a block that has one, and a network that ends in a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from excite.errors import UserError, unknown
+from excite.gates.base import Gate, GateConfig
+from excite.models.blocks import PLACEMENTS
+from excite.ops import choose_tail_impl
+
+__all__ = ["Classifier", "GatePlan", "GatedBlock", "conv", "gate_modules", "gate_parameters"]
+
+
+@dataclass(frozen=True)
+class GatePlan:
+    """Which gate, at which place of a block, in which stages.
+
+    Args:
+        gate: the gate's config, or None for a plain network.
+        placement: "standard" (after the last norm, before the addition), "pre" (first thing in the branch),
+            "post" (after the addition and its activation), "identity" (on the shortcut, after its projection) or
+            "inner" (after the k x k convolution's norm and activation). SE paper, Fig. 5 and Sec. 6.5.
+        stages: the stages that have gates, counted from 1 as in ``layer1``; None for all.
+        n_stages: how many stages the network has.
+
+    Raises:
+        ValueError: an unknown placement; stages that are empty, repeated or out of range.
+    """
+
+    gate: GateConfig | None
+    placement: str
+    stages: tuple[int, ...] | None
+    n_stages: int
+
+    def __post_init__(self) -> None:
+        if self.placement not in PLACEMENTS:
+            raise unknown("placement", self.placement, PLACEMENTS)
+        if self.stages is None:
+            return
+        valid = range(1, self.n_stages + 1)
+        if self.stages == ():
+            raise UserError(f"stages=() puts no gate anywhere: give some of {_listed(valid)}, or gate='none'")
+        if (
+            not isinstance(self.stages, tuple)
+            or any(isinstance(s, bool) or s not in valid for s in self.stages)
+            or len(set(self.stages)) < len(self.stages)
+        ):
+            raise UserError(
+                f"stages={self.stages!r}: give a tuple of some of {_listed(valid)} (layer1 to layer{self.n_stages}), "
+                "each once"
+            )
+
+    def build(self, stage: int, channels: int) -> nn.Module | None:
+        """The gate of a block in ``stage`` for maps of ``channels`` channels, or None."""
+        if self.gate is None or (self.stages is not None and stage not in self.stages):
+            return None
+        return self.gate.build(channels)
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))
+
+
+class GatedBlock(nn.Module):
+    """A residual block with at most one gate, its child ``gate``.
+
+    A subclass sets ``gate`` as its last child: every other parameter keeps its place in ``parameters()``.
+
+    Args:
+        placement: where ``forward`` applies the gate, see ``GatePlan``.
+        impl: which implementation the tail takes, see ``excite.ops.tail``.
+    """
+
+    gate: nn.Module | None
+
+    def __init__(self, placement: str, impl: str) -> None:
+        super().__init__()
+        self.placement = placement
+        self.impl = impl
+
+    def gate_at(self, placement: str, x: Tensor) -> Tensor:
+        """``gate(x)`` if the gate stands at ``placement``, else ``x`` itself."""
+        if self.gate is None or self.placement != placement:
+            return x
+        y: Tensor = self.gate(x)
+        return y
+
+    @property
+    def tail_gate(self) -> nn.Module | None:
+        """The gate, where it belongs to the tail (placement "standard")."""
+        return self.gate if self.placement == "standard" else None
+
+    @property
+    def last_norm(self) -> nn.Module:
+        """The norm before the addition."""
+        raise NotImplementedError
+
+
+class Classifier(nn.Module):
+    """Feature maps, their mean over positions, and one linear layer ``fc``.
+
+    A family gives ``forward_features``, and sets ``fc`` by ``reset_classifier``.
+
+    Shape:
+        - input: images [N, in_channels, H, W]
+        - output: logits [N, num_classes], or pooled features [N, num_features] with ``num_classes=0``
+    """
+
+    fc: nn.Module
+
+    def __init__(self, num_features: int, in_channels: int, impl: str) -> None:
+        super().__init__()
+        if in_channels < 1:
+            raise UserError(f"in_channels={in_channels}: at least 1 (3 for colour, 1 for grey)")
+        choose_tail_impl(impl)
+        self.num_features = num_features
+        self.in_channels = in_channels
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images [N, in_channels, H, W] -> the last feature map [N, num_features, h, w]."""
+        raise NotImplementedError
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """The last feature map [N, num_features, h, w] -> logits [N, num_classes]."""
+        y: Tensor = self.fc(features.mean((2, 3)))
+        return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [N, in_channels, H, W] -> logits [N, num_classes]."""
+        return self.forward_head(self.forward_features(x))
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a fresh linear layer for ``num_classes`` in place of ``fc`` (its dtype and device); 0 removes it."""
+        if num_classes < 0:
+            raise UserError(f"num_classes={num_classes}: at least 1, or 0 for a network that gives pooled features")
+        self.num_classes = num_classes
+        if num_classes == 0:
+            self.fc = nn.Identity()
+            return
+        like = next(self.parameters())
+        self.fc = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+
+    def init_weights(self, *, zero_init_last_norm: bool) -> None:
+        """He's normal initialisation of the convolutions (fan-out, gain of ReLU); gates keep their own.
+
+        Args:
+            zero_init_last_norm: start every block as its shortcut, by a zero weight in its last norm. A gate that
+                reads that norm's output then starts from z = 0.
+
+        Source: arXiv 1502.01852, Sec. 2.2; the zeros, arXiv 1706.02677, Sec. 5.1.
+        """
+        for module in _outside_gates(self):
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if zero_init_last_norm and isinstance(module, GatedBlock):
+                assert isinstance(module.last_norm, nn.BatchNorm2d)
+                nn.init.zeros_(module.last_norm.weight)
+
+
+def _outside_gates(module: nn.Module) -> Iterator[nn.Module]:
+    yield module
+    gate = module.gate if isinstance(module, GatedBlock) else None
+    for child in module.children():
+        if child is not gate:
+            yield from _outside_gates(child)
+
+
+def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
+    """A convolution before a norm: no bias, padded to keep the size at stride 1."""
+    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
+
+
+def gate_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """A network's gates by their dotted names: every ``Gate``, and the ``gate`` of every block of ``excite.models``."""
+    in_blocks = {id(m.gate) for m in model.modules() if isinstance(m, GatedBlock) and m.gate is not None}
+    return {name: m for name, m in model.named_modules() if isinstance(m, Gate) or id(m) in in_blocks}
+
+
+def gate_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a network's gates, each once, in the order of ``model.parameters()``.
+
+    For an optimizer group of their own. Empty for a plain network and for gates without parameters.
+
+    Args:
+        model: any module; see ``gate_modules`` for what counts as a gate.
+    """
+    own = {id(p) for gate in gate_modules(model).values() for p in gate.parameters()}
+    return [p for p in model.parameters() if id(p) in own]

@@ -1,0 +1,83 @@
+"""Randomised networks, and forward passes written from the papers alone: functions over a state dict."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+State = dict[str, Tensor]
+
+
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Norms and gates as they are after training rather than at their start, where 0s and 1s hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 2.0, generator=generator)
+            elif name.endswith("num_batches_tracked"):
+                tensor.fill_(7)
+            elif tensor.dim() == 1 and name.endswith("weight"):
+                tensor.uniform_(0.4, 1.2, generator=generator)
+            elif tensor.dim() == 1:
+                tensor.normal_(0, 0.3, generator=generator)
+    return model
+
+
+def forward_resnet(
+    state: State, x: Tensor, *, placement: str, stride_in: str = "3x3", stem_pool: str = "padded", cifar: bool = False
+) -> Tensor:
+    """Eval-mode forward of a (CIFAR) ResNet with SE gates wherever the state dict has one."""
+    x = F.relu(
+        norm(state, "bn1", F.conv2d(x, state["conv1.weight"], stride=1 if cifar else 2, padding=1 if cifar else 3))
+    )
+    if not cifar:
+        x = F.max_pool2d(x, 3, 2, 1) if stem_pool == "padded" else F.max_pool2d(x, 3, 2, 0, ceil_mode=True)
+    for stage in range(1, 5):
+        for i in range(100):
+            prefix = f"layer{stage}.{i}."
+            block = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            if not block:
+                break
+            stride = 2 if stage > 1 and i == 0 else 1
+            x = forward_block(block, x, stride, placement, stride_in)
+    return F.linear(x.mean((2, 3)), state["fc.weight"], state["fc.bias"])
+
+
+def forward_block(p: State, x: Tensor, stride: int, placement: str, stride_in: str) -> Tensor:
+    gate: Callable[[Tensor], Tensor] = (lambda u: squeeze_excite(p, u)) if "gate.fc1.weight" in p else (lambda u: u)
+    shortcut = x
+    if "downsample.0.weight" in p:
+        shortcut = norm(p, "downsample.1", F.conv2d(x, p["downsample.0.weight"], stride=stride))
+    elif stride == 2:
+        shortcut = torch.cat([x[:, :, ::2, ::2], torch.zeros_like(x[:, :, ::2, ::2])], dim=1)
+    if placement == "identity":
+        shortcut = gate(shortcut)
+    y = gate(x) if placement == "pre" else x
+    if "conv3.weight" in p:
+        first, second = (stride, 1) if stride_in == "1x1" else (1, stride)
+        y = F.relu(norm(p, "bn1", F.conv2d(y, p["conv1.weight"], stride=first)))
+        y = F.relu(norm(p, "bn2", F.conv2d(y, p["conv2.weight"], stride=second, padding=1)))
+        y = gate(y) if placement == "inner" else y
+        y = norm(p, "bn3", F.conv2d(y, p["conv3.weight"]))
+    else:
+        y = F.relu(norm(p, "bn1", F.conv2d(y, p["conv1.weight"], stride=stride, padding=1)))
+        y = gate(y) if placement == "inner" else y
+        y = norm(p, "bn2", F.conv2d(y, p["conv2.weight"], padding=1))
+    y = gate(y) if placement == "standard" else y
+    y = F.relu(y + shortcut)
+    return gate(y) if placement == "post" else y
+
+
+def norm(p: State, name: str, x: Tensor) -> Tensor:
+    mean, var, weight, bias = (
+        p[f"{name}.{key}"][None, :, None, None] for key in ("running_mean", "running_var", "weight", "bias")
+    )
+    return (x - mean) / torch.sqrt(var + 1e-5) * weight + bias
+
+
+def squeeze_excite(p: State, u: Tensor) -> Tensor:
+    hidden = torch.relu(u.mean((2, 3)) @ p["gate.fc1.weight"].T + p["gate.fc1.bias"])
+    s = torch.sigmoid(hidden @ p["gate.fc2.weight"].T + p["gate.fc2.bias"])
+    return u * s[:, :, None, None]
