@@ -219,6 +219,7 @@ def write_call(name: str, instance: Any) -> str:
         f"{f.name}={_write(value)}"
         for f in dataclasses.fields(instance)
         if (value := getattr(instance, f.name)) != f.default
+        or isinstance(value, bool) != isinstance(f.default, bool)  # False == 0
     ]
     return f"{name}({','.join(changed)})" if changed else name
 
