@@ -93,6 +93,20 @@ def test_importing_the_core_loads_torch_alone():
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
+def test_the_public_face_is_whole():
+    assert set(excite._HOMES) == set(excite.__all__)
+    for name in excite.__all__:
+        assert getattr(excite, name).__doc__
+    assert set(excite.__all__) <= set(dir(excite))
+    with pytest.raises(AttributeError, match="no attribute 'Se'"):
+        _ = excite.Se
+
+
+def test_import_excite_itself_loads_nothing():
+    code = "import sys, excite; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
 def test_every_public_name_is_documented():
     for path in FILES:
         module_name = "excite." + ".".join(path.relative_to(ROOT).with_suffix("").parts)

@@ -1,1 +1,149 @@
-"""Channel attention for convolutional networks."""
+"""Channel attention for convolutional networks.
+
+The public names, each loaded with its module when it is first used: gates, ops and models need torch alone, and
+``import excite`` not even that.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from excite.cost import Cost, count_cost
+    from excite.data import DataSet, load_data
+    from excite.errors import UserError
+    from excite.experiment import CompareConfig, Comparison, compare
+    from excite.gates import (
+        ECA,
+        ECANS,
+        SE,
+        SEGC,
+        ECAConfig,
+        ECANSConfig,
+        EffectiveSE,
+        EffectiveSEConfig,
+        Gate,
+        GateConfig,
+        NoSqueeze,
+        NoSqueezeConfig,
+        SEConfig,
+        SEGCConfig,
+        SEVar1,
+        SEVar1Config,
+        SEVar2,
+        SEVar2Config,
+        SEVar3,
+        SEVar3Config,
+        list_gates,
+        parse_gate,
+    )
+    from excite.models import create_model, gate_parameters, list_models
+    from excite.ops import rescale, squeeze, squeeze_ahead, tail
+    from excite.timing import Latency, measure_latency
+    from excite.training import RunResult, TrainConfig, evaluate, train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ECA",
+    "ECANS",
+    "SE",
+    "SEGC",
+    "CompareConfig",
+    "Comparison",
+    "Cost",
+    "DataSet",
+    "ECAConfig",
+    "ECANSConfig",
+    "EffectiveSE",
+    "EffectiveSEConfig",
+    "Gate",
+    "GateConfig",
+    "Latency",
+    "NoSqueeze",
+    "NoSqueezeConfig",
+    "RunResult",
+    "SEConfig",
+    "SEGCConfig",
+    "SEVar1",
+    "SEVar1Config",
+    "SEVar2",
+    "SEVar2Config",
+    "SEVar3",
+    "SEVar3Config",
+    "TrainConfig",
+    "UserError",
+    "compare",
+    "count_cost",
+    "create_model",
+    "evaluate",
+    "gate_parameters",
+    "list_gates",
+    "list_models",
+    "load_data",
+    "measure_latency",
+    "parse_gate",
+    "rescale",
+    "squeeze",
+    "squeeze_ahead",
+    "tail",
+    "train",
+]
+
+_HOMES = {
+    "CompareConfig": "excite.experiment",
+    "Comparison": "excite.experiment",
+    "Cost": "excite.cost",
+    "DataSet": "excite.data",
+    "ECA": "excite.gates",
+    "ECAConfig": "excite.gates",
+    "ECANS": "excite.gates",
+    "ECANSConfig": "excite.gates",
+    "EffectiveSE": "excite.gates",
+    "EffectiveSEConfig": "excite.gates",
+    "Gate": "excite.gates",
+    "GateConfig": "excite.gates",
+    "Latency": "excite.timing",
+    "NoSqueeze": "excite.gates",
+    "NoSqueezeConfig": "excite.gates",
+    "RunResult": "excite.training",
+    "SE": "excite.gates",
+    "SEConfig": "excite.gates",
+    "SEGC": "excite.gates",
+    "SEGCConfig": "excite.gates",
+    "SEVar1": "excite.gates",
+    "SEVar1Config": "excite.gates",
+    "SEVar2": "excite.gates",
+    "SEVar2Config": "excite.gates",
+    "SEVar3": "excite.gates",
+    "SEVar3Config": "excite.gates",
+    "TrainConfig": "excite.training",
+    "UserError": "excite.errors",
+    "compare": "excite.experiment",
+    "count_cost": "excite.cost",
+    "create_model": "excite.models",
+    "evaluate": "excite.training",
+    "gate_parameters": "excite.models",
+    "list_gates": "excite.gates",
+    "list_models": "excite.models",
+    "load_data": "excite.data",
+    "measure_latency": "excite.timing",
+    "parse_gate": "excite.gates",
+    "rescale": "excite.ops",
+    "squeeze": "excite.ops",
+    "squeeze_ahead": "excite.ops",
+    "tail": "excite.ops",
+    "train": "excite.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'excite' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
