@@ -1,0 +1,293 @@
+"""A network by name: one of ours, torchvision's, timm's, or a function of the user's.
+
+    "resnet50", "se_resnet20"       a network of ``excite.models``
+    "torchvision:resnet50"          torchvision.models.get_model("resnet50", weights=None, num_classes=...)
+    "timm:resnet50d"                timm.create_model("resnet50d", num_classes=..., in_chans=...)
+    "mynets.small:make"             mynets.small.make(num_classes=..., in_channels=...)
+
+What is asked for is a ``NetworkSpec``: frozen, comparable, and JSON, so that checkpoints and results can say it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import inspect
+import json
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from excite.errors import UserError, unknown
+from excite.gates import GateConfig, parse_gate
+from excite.models import MODELS, create_model, list_models, split_alias
+from excite.models.base import gate_modules
+
+__all__ = ["NetworkSpec", "build", "seeded"]
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A network as text and numbers, brought to one form: specs of the same network are equal.
+
+    Args:
+        name: see the head of this file. An alias such as "se_resnet50" becomes "resnet50" with its gate.
+        gate: a gate's text; "none", or None for what the name says, which is no gate but for an alias.
+        placement: where in a block the gate stands, see ``create_model``.
+        stages: stages that have gates, counted from 1; None for all.
+        variant: a named set of options of the family.
+        num_classes: size of the output.
+        in_channels: channels of the images.
+        options: further options of the network, JSON-able.
+
+    Raises:
+        ValueError: an unknown name (of a network of ours), gate or field; an alias with a gate; a gate, placement,
+            stages or variant for a network that is not ours; options that are not JSON-able or would read weights.
+    """
+
+    name: str
+    gate: str | None = None
+    placement: str = "standard"
+    stages: tuple[int, ...] | None = None
+    variant: str | None = None
+    num_classes: int = 1000
+    in_channels: int = 3
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        name, gate = (self.name, self.gate) if self.foreign else split_alias(self.name, self.gate)
+        if not self.foreign and name not in MODELS:
+            hint = "`excite models` lists all; others are timm:NAME, torchvision:NAME or module:function"
+            raise unknown("model", name, list_models(), hint=hint)
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "gate", str(parse_gate(gate) or "none"))
+        object.__setattr__(self, "options", self._checked_options())
+        if isinstance(self.stages, list):
+            object.__setattr__(self, "stages", tuple(self.stages))
+        if self.foreign:
+            self._refuse_gates()
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the network is another library's or the user's own."""
+        return ":" in self.name
+
+    @property
+    def by_function(self) -> bool:
+        """Whether the network is made by a function of the user's."""
+        return self.foreign and self.name.partition(":")[0] not in _SOURCES
+
+    def _checked_options(self) -> dict[str, Any]:
+        fields = {f.name for f in dataclasses.fields(self)}
+        for option in self.options:
+            if option in fields:
+                raise UserError(f"options of {self.name!r}: {option!r} is a field of the network itself, no option")
+            if option in _WEIGHT_OPTIONS and self.foreign and not self.by_function:
+                raise UserError(
+                    f"options of {self.name!r}: {option!r} reads weights; a network is built with fresh ones"
+                )
+        try:
+            # The form that a JSON file gives back.
+            options: dict[str, Any] = json.loads(json.dumps(self.options))
+        except TypeError as error:
+            raise UserError(f"options={self.options!r} of {self.name!r} must be JSON-able: {error}") from None
+        return options
+
+    def _refuse_gates(self) -> None:
+        asked = {"gate": "none", "placement": "standard", "stages": None, "variant": None}
+        for what, default in asked.items():
+            if getattr(self, what) != default:
+                raise UserError(
+                    f"{what}={getattr(self, what)!r} needs a network of excite (`excite models` lists them); "
+                    f"{self.name!r} takes {what}={default!r} only"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, JSON-able; ``from_dict`` gives the spec back."""
+        fields = dataclasses.asdict(self)
+        return {**fields, "stages": None if self.stages is None else list(self.stages)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> NetworkSpec:
+        """The spec that ``to_dict`` wrote.
+
+        Raises:
+            ValueError: a field that a spec does not have, or no name.
+        """
+        known = [f.name for f in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                raise unknown("field of a network", name, known)
+        if "name" not in fields:
+            raise UserError(f"a network needs a name; got only {', '.join(fields) or 'nothing'}")
+        return cls(**fields)
+
+
+def build(
+    spec: NetworkSpec, *, seed: int | None = None, gate: GateConfig | None = None, impl: str = "auto"
+) -> nn.Module:
+    """The network that a spec describes, with fresh weights.
+
+    Args:
+        spec: what to build.
+        seed: with a seed the initialisation is *paired*: parameters of the layers that a plain and a gated network
+            share depend on the seed alone, not on the gate nor on how many numbers it drew. The network is built on
+            the CPU and no global random state moves. Without, it is drawn from the global random state.
+        gate: a gate in place of the spec's, also one that has no text.
+        impl: implementation of the tails, see ``excite.ops.tail``; networks that are not ours have only "auto".
+
+    Returns:
+        The network in training mode: images [N, in_channels, H, W] -> logits [N, num_classes].
+
+    Raises:
+        ValueError: an unknown name, gate or option (with the nearest ones), a library that is not installed, a gate
+            for a network that is not ours, or a negative seed.
+    """
+    if spec.foreign and (gate is not None or impl != "auto"):
+        raise UserError(f"{spec.name!r} is no network of excite: it takes no gate and impl='auto' only")
+    chosen = gate if gate is not None else parse_gate(spec.gate)
+    if seed is None:
+        return _create(spec, chosen, impl)
+    with torch.device("cpu"):
+        with seeded(seed):
+            plain = _create(spec, None, impl)
+        if chosen is None:
+            return plain
+        with seeded(_seed_of_gates(seed)):
+            gated = _create(spec, chosen, impl)
+    return _paired(gated, plain)
+
+
+def _create(spec: NetworkSpec, gate: GateConfig | None, impl: str) -> nn.Module:
+    if spec.foreign:
+        source, _, name = spec.name.partition(":")
+        return _SOURCES.get(source, _by_function)(spec, name)
+    return create_model(
+        spec.name,
+        gate=gate,
+        placement=spec.placement,
+        stages=spec.stages,
+        variant=spec.variant,
+        num_classes=spec.num_classes,
+        in_channels=spec.in_channels,
+        impl=impl,
+        **spec.options,
+    )
+
+
+def _paired(gated: nn.Module, plain: nn.Module) -> nn.Module:
+    """``gated`` with every tensor of ``plain``."""
+    missing, unexpected = gated.load_state_dict(plain.state_dict(), strict=False)
+    gates = tuple(f"{name}." for name in gate_modules(gated))
+    assert not unexpected, f"the gated network lacks {unexpected}"
+    assert all(key.startswith(gates) for key in missing), f"no gate's and not in the plain network: {missing}"
+    return gated
+
+
+# --- random state ---
+
+
+def _seed_of_gates(seed: int) -> int:
+    # Another stream than the plain network's, or the first gate would repeat the numbers of the first convolution.
+    return int.from_bytes(hashlib.sha256(f"gates of {seed}".encode()).digest()[:7], "big")
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draws on the CPU (torch, numpy and Python alike) start from ``seed`` inside; outside nothing has moved.
+
+    Raises:
+        ValueError: a seed that is negative or no integer.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise UserError(f"seed={seed!r}: give an integer from 0 to 2**63 - 1")
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    # Not torch.manual_seed: it would also seed the GPUs, whose state is nobody's business here.
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        random.setstate(before[1])
+        np.random.set_state(before[2])
+
+
+# --- networks that are not ours ---
+
+
+def _from_torchvision(spec: NetworkSpec, name: str) -> nn.Module:
+    torchvision = _library("torchvision", spec)
+    if name not in torchvision.models.list_models():
+        raise unknown("model of torchvision", name, torchvision.models.list_models())
+    if spec.in_channels != 3:
+        raise UserError(f"{spec.name!r} takes 3 channels, not {spec.in_channels}: timm:NAME takes any number")
+    return _call(spec, torchvision.models.get_model, name, weights=None, num_classes=spec.num_classes, **spec.options)
+
+
+def _from_timm(spec: NetworkSpec, name: str) -> nn.Module:
+    timm = _library("timm", spec)
+    if not timm.is_model(name):
+        raise unknown("model of timm", name, timm.list_models())
+    return _call(spec, timm.create_model, name, num_classes=spec.num_classes, in_chans=spec.in_channels, **spec.options)
+
+
+def _by_function(spec: NetworkSpec, function: str) -> nn.Module:
+    module = spec.name.partition(":")[0]
+    # A console script does not look for modules where it was started, ``python -m`` does: do it for both, last.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        make = getattr(importlib.import_module(module), function, None)
+    except ImportError as error:
+        raise UserError(
+            f"cannot import {module!r} for the network {spec.name!r}: {error}. Networks of other libraries are "
+            "timm:NAME and torchvision:NAME"
+        ) from error
+    if not callable(make):
+        names = [n for n in dir(sys.modules[module]) if not n.startswith("_")]
+        raise unknown(f"function of {module}", function, names)
+    return _call(spec, make, num_classes=spec.num_classes, in_channels=spec.in_channels, **spec.options)
+
+
+# Options of theirs that download weights or read them from a pickle, which a network's description must never do.
+_WEIGHT_OPTIONS = frozenset(
+    {
+        *("weights", "weights_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"),
+        *("checkpoint_path", "cache_dir"),
+    }
+)
+
+_SOURCES: dict[str, Callable[[NetworkSpec, str], nn.Module]] = {"torchvision": _from_torchvision, "timm": _from_timm}
+
+
+def _library(name: str, spec: NetworkSpec) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise UserError(f"{spec.name!r} needs {name}, which is not installed: pip install {name}") from None
+
+
+def _call(spec: NetworkSpec, make: Callable[..., Any], *args: Any, **kwargs: Any) -> nn.Module:
+    """``make(...)``, with a network that does not take these arguments told apart from one that fails inside."""
+    try:
+        inspect.signature(make).bind(*args, **kwargs)
+        network = make(*args, **kwargs)
+    except TypeError as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+        raise UserError(f"{spec.name!r} does not take {given}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise UserError(f"{spec.name!r} must return a torch.nn.Module; it returned {type(network).__name__}")
+    return network
