@@ -22,3 +22,13 @@ TAIL_OFF_CENTRE = {"rtol": 1e-4, "atol": 1e-4}
 # A peer's module again, against the largest value of the tensor compared, where sums cancel. Not 1e-15 in float64:
 # torch's hardsigmoid holds its 1/6 in float32.
 PEER_SCALED = {torch.float32: 1e-5, torch.float64: 1e-7}
+
+# Statistics of fixed draws: standard errors from what chance expects (fixed inputs, so a test passes always or never).
+CHANCE_ERRORS = 5.0
+
+# Pictures, in levels of 0 to 255. Two resizers that round at different places differ by 1.
+RESIZE_LEVELS = 1
+# A JPEG of smooth colours against what was written: the mean error of its quantisation at quality 95.
+JPEG_LEVELS = 3.0
+# float32 normalisation as one multiply and one add, against float64 subtract and divide: two roundings of values up to 5.
+NORMALISE = {"rtol": 0.0, "atol": 2e-6}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,79 +33,90 @@ class Batch(NamedTuple):
     indices: Tensor
 
 
-class Loader:
-    """One rank's batches of one epoch, again and again: iterate, `set_epoch`, iterate.
+@dataclass
+class _Share:
+    """Which batches are this rank's, in the epoch that is set."""
 
-    Made by `make_loader`. The order is a function of (seed, epoch); no global random state is read or changed.
-    """
+    n: int
+    batch_size: int
+    train: bool
+    seed: int
+    rank: int
+    world_size: int
+    epoch: int = 0
 
-    def __init__(self, n: int, batch_size: int, *, train: bool, seed: int, rank: int, world_size: int) -> None:
-        _check_share(n, batch_size, train, rank, world_size)
-        self.n = n
-        self.batch_size = batch_size
-        self.train = train
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch (from 0) whose order and crops the next iteration gives."""
-        self.epoch = epoch
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"batch_size={self.batch_size}: give at least 1")
+        if not 0 <= self.rank < self.world_size:
+            raise UserError(f"rank={self.rank} of world_size={self.world_size}: a rank is 0 to world_size - 1")
+        if self.train and self.n < self.world_size:
+            raise UserError(
+                f"{self.n} training pictures for {self.world_size} processes: each needs at least one a step"
+            )
 
     def batches(self) -> list[Tensor]:
-        """The indices of every batch of this epoch and rank, int64 [B] each."""
-        share = {"rank": self.rank, "world_size": self.world_size}
+        ranks = {"rank": self.rank, "world_size": self.world_size}
         if self.train:
-            return train_batches(self.n, self.batch_size, seed=self.seed, epoch=self.epoch, **share)
-        return val_batches(self.n, self.batch_size, **share)
+            return train_batches(self.n, self.batch_size, seed=self.seed, epoch=self.epoch, **ranks)
+        return val_batches(self.n, self.batch_size, **ranks)
 
     def __len__(self) -> int:
-        """How many batches this rank gives an epoch."""
         if self.train:
             whole, rest = divmod(self.n, self.batch_size * self.world_size)
             return whole + (rest >= self.world_size)
         return -(-len(range(self.rank, self.n, self.world_size)) // self.batch_size)
+
+
+class Loader:
+    """One rank's batches of one epoch, again and again: set the epoch, iterate, set the next.
+
+    Made by `make_loader`. The order is a function of (seed, epoch); no global random state is read or changed.
+    """
+
+    def __init__(self, share: _Share) -> None:
+        self._share = share
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next iteration gives, 0 until it is set."""
+        return self._share.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch (from 0) whose order and boxes the next iteration gives."""
+        self._share.epoch = epoch
+
+    def __len__(self) -> int:
+        """How many batches this rank gives an epoch."""
+        return len(self._share)
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of this epoch, on the CPU."""
         raise NotImplementedError
 
 
-class ArrayLoader(Loader):
+class _ArrayLoader(Loader):
     """Batches sliced from tensors in memory."""
 
-    def __init__(self, split: ArraySplit, batch_size: int, *, pin_memory: bool, **share: Any) -> None:
-        super().__init__(len(split), batch_size, **share)
-        self.split = split
-        self.pin_memory = pin_memory
+    def __init__(self, share: _Share, split: ArraySplit, *, pin_memory: bool) -> None:
+        super().__init__(share)
+        self._split = split
+        self._pin_memory = pin_memory
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of this epoch, on the CPU."""
-        for indices in self.batches():
-            batch = Batch(self.split.images[indices], self.split.labels[indices], indices)
-            yield Batch(*(part.pin_memory() for part in batch)) if self.pin_memory else batch
+        for indices in self._share.batches():
+            batch = Batch(self._split.images[indices], self._split.labels[indices], indices)
+            yield Batch(*(part.pin_memory() for part in batch)) if self._pin_memory else batch
 
 
-class FileLoader(Loader):
+class _FileLoader(Loader):
     """Batches decoded from files, by ``workers`` processes or, with none, here."""
 
-    def __init__(
-        self,
-        split: FileSplit,
-        batch_size: int,
-        *,
-        dataset: DataSet,
-        workers: int,
-        augment: bool,
-        pin_memory: bool,
-        **share: Any,
-    ) -> None:
-        super().__init__(len(split), batch_size, **share)
-        files = _Files(split, dataset.image_size, dataset.view, self.seed, self.train and augment)
-        self._loader: DataLoader[Any] = DataLoader(
+    def __init__(self, share: _Share, files: _Files, *, workers: int, pin_memory: bool) -> None:
+        super().__init__(share)
+        self._loader: DataLoader[Batch] = DataLoader(
             files,
-            sampler=_EpochSampler(self),
+            sampler=_EpochSampler(share),
             batch_size=None,
             num_workers=workers,
             persistent_workers=workers > 0,
@@ -111,10 +124,13 @@ class FileLoader(Loader):
             # DataLoader draws a seed for its workers; from a generator of its own, the global one stays as it is.
             generator=torch.Generator(),
         )
+        # Found in a cycle of garbage (a trainer is one), DataLoader loses its pipes before it can tell its workers to
+        # end and waits 5 s for each. Held from outside until this loader is gone, it is never part of the cycle.
+        weakref.finalize(self, list, [self._loader])
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of this epoch, on the CPU."""
-        return iter(self._loader)
+        # Not iter(self._loader): a generator keeps this loader, and so its finalizer, alive as long as it runs.
+        yield from self._loader
 
 
 def make_loader(
@@ -150,32 +166,27 @@ def make_loader(
     """
     if workers < 0:
         raise UserError(f"workers={workers}: give a number of processes, 0 or more")
-    share: dict[str, Any] = {
-        "train": train,
-        "seed": seed,
-        "rank": rank,
-        "world_size": world_size,
-        "pin_memory": pin_memory,
-    }
+    share = _Share(len(split), batch_size, train, seed, rank, world_size)
     if isinstance(split, ArraySplit):
-        return ArrayLoader(split, batch_size, **share)
+        return _ArrayLoader(share, split, pin_memory=pin_memory)
     if isinstance(split, FileSplit):
-        return FileLoader(split, batch_size, dataset=dataset, workers=workers, augment=augment, **share)
+        files = _Files(split, dataset.image_size, dataset.view, seed, train and augment)
+        return _FileLoader(share, files, workers=workers, pin_memory=pin_memory)
     raise TypeError(f"no loader for a split of type {type(split).__name__}")
 
 
 class _EpochSampler(Sampler[tuple[int, list[int]]]):
     """Every batch as (epoch, indices): workers live through epochs and learn from each batch which one it is."""
 
-    def __init__(self, loader: Loader) -> None:
-        self._loader = loader
+    def __init__(self, share: _Share) -> None:
+        self._share = share
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return len(self._share)
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        epoch = self._loader.epoch
-        for indices in self._loader.batches():
+        epoch = self._share.epoch
+        for indices in self._share.batches():
             yield epoch, indices.tolist()
 
 
@@ -207,12 +218,3 @@ class _Files(Dataset[Batch]):
             return read_picture(path, self.size, choose)
         except Exception as error:
             raise UserError(f"{path} could be read when the data was loaded, and now cannot: {error}") from error
-
-
-def _check_share(n: int, batch_size: int, train: bool, rank: int, world_size: int) -> None:
-    if batch_size < 1:
-        raise UserError(f"batch_size={batch_size}: give at least 1")
-    if not 0 <= rank < world_size:
-        raise UserError(f"rank={rank} of world_size={world_size}: a rank is 0 to world_size - 1")
-    if train and n < world_size:
-        raise UserError(f"{n} training pictures for {world_size} processes: each needs at least one a step")
