@@ -1,0 +1,257 @@
+"""Cost: hand-counted layers, the papers' printed figures, and what must not be forgotten or disturbed."""
+
+import copy
+import json
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from excite.cost import Convention, Cost, Usage, count_cost
+from excite.errors import UserError
+from excite.gates import list_gates
+from excite.models import PLACEMENTS, create_model
+
+IMAGE = torch.empty(1, 3, 224, 224, device="meta")
+
+
+def cost_of(name, **kwargs):
+    with torch.device("meta"):
+        return count_cost(create_model(name, **kwargs), IMAGE)
+
+
+# --- the papers' figures ---
+
+
+@pytest.mark.parametrize(
+    ("name", "gmacs"), [("resnet50", 3.86), ("resnet101", 7.58), ("resnet152", 11.30), ("se_resnet101", 7.60)]
+)
+def test_se_papers_gmacs(name, gmacs):
+    """SE paper, Table 2: strides in the first 1x1."""
+    assert round(cost_of(name, variant="official").total.macs / 1e9, 2) == gmacs
+
+
+@pytest.mark.parametrize(("name", "gmacs"), [("se_resnet50", 3.87), ("se_resnet152", 11.32)])
+def test_se_papers_gmacs_of_the_other_gated_networks(name, gmacs):
+    """The table's 3.87 and 11.32 are a last digit under the count, 3.877 and 11.329."""
+    assert cost_of(name, variant="official").total.macs / 1e9 == pytest.approx(gmacs, rel=3e-3)
+
+
+def test_what_se_adds_to_resnet50():
+    """0.35 % of the multiply-adds, 0.065 % of them in the layers; but a fifth of the bytes."""
+    plain, gated = cost_of("resnet50", variant="official"), cost_of("se_resnet50", variant="official")
+    added = gated.total.macs - plain.total.macs
+    assert round(added / plain.total.macs, 4) == 0.0035
+    layers = sum(op.operations for op in gated.ops if op.family == "linear" and ".gate." in op.module)
+    assert round(layers / plain.total.macs, 5) == 0.00065
+    assert gated.total.parameters - plain.total.parameters == gated.gates.parameters == 2_530_992
+    assert 0.2 < gated.gates.bytes_moved / plain.total.bytes_moved < 0.25
+
+
+def test_another_convention():
+    """The ECA paper's 3.86 G: its counter takes a layer twice, a norm's element four times, and means 2^30."""
+    with torch.device("meta"):
+        model = create_model("resnet50")
+    eca = Convention("an old counter", {"conv": 1, "linear": 2, "norm": 4, "activation": 1})
+    cost = count_cost(model, IMAGE, convention=eca)
+    assert round(cost.total.macs / 2**30, 2) == 3.86
+    assert cost.convention is eca
+
+
+# --- by hand ---
+
+
+def test_convolutions_and_layers_by_hand():
+    model = nn.Sequential(
+        nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 5)
+    )
+    cost = count_cost(model, torch.randn(2, 4, 8, 8))
+    conv, linear = 2 * (6 * 4 * 4) * (2 * 9), 2 * 96 * 5
+    assert cost.total.macs == conv + linear
+    assert cost.total.parameters == 6 * 2 * 9 + 6 + 12 + 96 * 5 + 5
+    inside = 2 * 6 * 16 * 4  # bytes of the map between the modules
+    assert cost.by_module["0"] == Usage(6 * 2 * 9 + 6, conv, 2 * 4 * 64 * 4, inside)
+    assert cost.by_module["1"] == Usage(12, 0, inside, inside)
+    assert cost.by_module["2"] == Usage(0, 0, inside, inside)
+    assert cost.by_module["3"] == Usage()
+    assert cost.by_module["4"] == Usage(485, linear, inside, 2 * 5 * 4)
+    assert cost.total.bytes_moved == cost.total.bytes_read + cost.total.bytes_written
+
+
+def test_a_gate_by_hand():
+    """SE reads the map twice (pool, rescale) and writes it once; the rest is [N, C]."""
+    n, c, p, r = 2, 32, 49, 2
+    gate = create_model("resnet18", gate="se").layer1[0].gate.config.build(c)
+    cost = count_cost(gate, torch.randn(n, c, 7, 7))
+    assert cost.total == cost.gates
+    assert cost.total.macs == n * c * p + 2 * n * c * r + n * c * p
+    small = n * 4 * (c + r + r + c + c)  # pool's result, fc1, relu, fc2, sigmoid: each written, and read by the next
+    assert cost.total.bytes_written == n * c * p * 4 + small
+    assert cost.total.bytes_read == 2 * n * c * p * 4 + small
+    assert cost.uncounted == {}
+
+
+@pytest.mark.parametrize("gate", list_gates())
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_gates_alone_are_what_the_gated_network_adds(gate, placement):
+    x = torch.empty(1, 3, 16, 16, device="meta")
+    with torch.device("meta"):
+        plain = count_cost(create_model("resnet20"), x)
+        gated = count_cost(create_model("resnet20", gate=gate, placement=placement, stages=(2, 3)), x)
+    assert gated.uncounted == plain.uncounted == {}
+    assert plain.gates == Usage() and gated.gates.bytes_moved > 0
+    assert plain.total + gated.gates == gated.total
+
+
+@pytest.mark.parametrize("impl", ["reference", "fused"])
+def test_the_count_is_of_the_definition_whatever_runs(impl):
+    x = torch.randn(1, 3, 16, 16)
+    cost = count_cost(create_model("se_resnet20", impl=impl), x)
+    assert cost == count_cost(create_model("se_resnet20"), x)
+    assert cost.uncounted == {}
+
+
+def test_parts_add_up():
+    cost = cost_of("se_resnet50")
+    assert list(cost.by_stage) == ["stem", "stage1", "stage2", "stage3", "stage4", "head"]
+    assert sum(cost.by_stage.values(), Usage()) == cost.total == cost.by_module[""]
+    assert cost.by_stage["stage3"] == cost.by_module["layer3"]
+    assert cost.by_stage["stem"].parameters == 9408 + 128
+    assert cost.by_stage["head"].parameters == 2048 * 1000 + 1000
+    children = [f"layer2.{i}" for i in range(4)]
+    assert sum((cost.by_module[name] for name in children), Usage()) == cost.by_module["layer2"]
+    assert cost.total.bytes_read == sum(op.bytes_read for op in cost.ops)
+
+
+def test_layers_agree_with_torchs_own_counter():
+    with torch.device("meta"):
+        model = torchvision.models.mobilenet_v3_small().eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(IMAGE)
+    cost = count_cost(model, IMAGE)
+    layers = sum(op.operations for op in cost.ops if op.family in ("conv", "linear"))
+    assert layers * 2 == counter.get_total_flops()
+
+
+def test_torchvisions_network_costs_what_ours_does():
+    with torch.device("meta"):
+        theirs = count_cost(torchvision.models.resnet50(), IMAGE)
+    ours = cost_of("resnet50")
+    assert (theirs.total, theirs.by_stage) == (ours.total, ours.by_stage)
+
+
+@pytest.mark.parametrize("name", ["seresnet18", "efficientnet_b0", "ghostnet_100", "dpn68", "vit_tiny_patch16_224"])
+def test_other_libraries_networks_leave_nothing_uncounted(name):
+    with torch.device("meta"):
+        cost = count_cost(timm.create_model(name), IMAGE)
+    assert cost.uncounted == {} and cost.total.macs > 1e8
+    assert sum(cost.by_stage.values(), Usage()) == (cost.total if name == "seresnet18" else Usage())
+
+
+# --- what is easily counted wrongly ---
+
+
+class Forward(nn.Module):
+    """A module with one weight [4, 4], whose forward is given."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 4))
+        self.run = forward
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+def usage(forward, x):
+    return count_cost(Forward(forward), x).total
+
+
+def test_views_of_weights_are_no_maps_and_views_of_maps_are_free():
+    x = torch.randn(2, 4)
+    assert usage(lambda self, x: x @ self.weight.t(), x) == Usage(16, 2 * 16, 32, 32)
+    assert usage(lambda self, x: x @ self.weight[0], x) == Usage(16, 8, 32, 8)
+    assert usage(lambda self, x: x.view(4, 2).t()[None].squeeze(0).detach(), x) == Usage(16, 0, 0, 0)
+
+
+def test_expanded_tensors_are_read_once_an_element():
+    x = torch.randn(2, 4, 5, 5)
+    assert usage(lambda self, x: x * x[:, :, :1, :1].expand_as(x), x).bytes_read == (200 + 8) * 4
+
+
+def test_half_precision_moves_half():
+    model = create_model("resnet20")
+    x = torch.randn(1, 3, 16, 16)
+    full, half = count_cost(model, x).total, count_cost(model.half(), x.half()).total
+    assert half.macs == full.macs and half.bytes_moved * 2 == full.bytes_moved
+
+
+def test_shared_layers_have_their_parameters_once_and_run_twice():
+    layer = nn.Linear(4, 4)
+    cost = count_cost(nn.Sequential(layer, nn.ReLU(), layer), torch.randn(3, 4))
+    assert cost.total.parameters == 20 and cost.total.macs == 2 * 3 * 16
+
+
+def test_unknown_operations_are_listed():
+    cost = count_cost(Forward(lambda self, x: torch.cumsum(x, 1).sort(1).values.relu()), torch.randn(2, 4))
+    assert cost.uncounted == {"aten.cumsum": 1, "aten.sort": 1}
+    assert [op.op for op in cost.ops] == ["aten.relu"]
+
+
+# --- what must not be disturbed ---
+
+
+def test_the_network_is_left_alone():
+    model = create_model("se_resnet20", impl="fused")
+    model.layer1.eval()
+    model.register_buffer("calls", torch.zeros(()))
+    before = copy.deepcopy(model.state_dict())
+    flags = [m.training for m in model.modules()]
+    addresses = [p.data_ptr() for p in model.parameters()]
+    count_cost(model, torch.randn(2, 3, 16, 16))
+    assert [m.training for m in model.modules()] == flags
+    assert [p.data_ptr() for p in model.parameters()] == addresses
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert model.layer1[0].impl == "fused"
+
+
+def test_a_network_that_looks_at_values_runs_on_the_example():
+    def forward(self, x):
+        self.calls += 1
+        return F.relu(x) if x.sum().item() > 0 else x
+
+    model = Forward(forward)
+    model.register_buffer("calls", torch.zeros(()))
+    assert count_cost(model, torch.ones(2, 4)).by_module[""].bytes_written >= 32
+    assert model.calls == 0
+    with pytest.raises(UserError, match="does not take an example"):
+        count_cost(model, torch.ones(2, 4, device="meta"))
+
+
+def test_an_example_of_another_shape_is_named():
+    with pytest.raises(UserError, match=r"CifarResNet does not take an example of shape \[\(1, 4, 8, 8\)\].*channels"):
+        count_cost(create_model("resnet20"), torch.randn(1, 4, 8, 8))
+
+
+def test_several_inputs_and_compiled_networks():
+    class Two(nn.Module):
+        def forward(self, a, b):
+            return a + b
+
+    assert count_cost(Two(), (torch.ones(3), torch.ones(3))).total == Usage(0, 3, 24, 12)
+    model = create_model("resnet20")
+    x = torch.randn(1, 3, 16, 16)
+    assert count_cost(torch.compile(model), x) == count_cost(model, x)
+
+
+def test_json():
+    cost = count_cost(create_model("se_resnet20"), torch.randn(1, 3, 16, 16))
+    assert isinstance(cost, Cost)
+    text = json.loads(json.dumps(cost.to_dict()))
+    assert text["total"]["bytes_moved"] == cost.total.bytes_moved
+    assert text["convention"]["name"] == "SENet" and text["by_stage"]["stage2"]["macs"] == cost.by_stage["stage2"].macs
