@@ -125,6 +125,8 @@ def test_released_eca_resnet50_adds_80_parameters():
         ({"reduction": 4, "round_to": 8}, 72, 16),  # 18 -> 16
         ({"reduction": 4, "round_to": 8, "round_limit": 0.9}, 72, 24),  # 16 < 0.9 * 18
         ({"reduction": 4, "round_to": 8, "round_limit": 0.9}, 68, 16),  # 16 > 0.9 * 17
+        ({"round_to": 8, "round_limit": 1.0}, 128, 8),  # exact: nothing was lost
+        ({"round_to": 8, "round_limit": 1.0}, 129, 16),
     ],
 )
 def test_the_hidden_width(options, channels, width):
