@@ -1,21 +1,25 @@
-"""A comparison for a reader: the page, and the table in the terminal."""
+"""The page of a comparison."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from excite.experiment.comparison import PLAIN, Comparison, GateResult, Measured
 from excite.experiment.figures import cost_figures, curve_figures, difference_figure
 from excite.experiment.verdict import percent, points, signed_points
 from excite.page import Cell, Page, Row, Section, Series, Table, series_styles
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-__all__ = ["comparison_page", "comparison_table", "meanings"]
+__all__ = [
+    "accuracy_cell",
+    "comparison_page",
+    "count_cell",
+    "difference_cells",
+    "meanings",
+    "p_value",
+    "ratio_cell",
+]
 
 
 def meanings(comparison: Comparison) -> list[str]:
@@ -94,24 +98,26 @@ def _main_table(c: Comparison, series: Mapping[str, Series]) -> Table:
     rows = [
         [
             Cell(g.label, series=series[g.gate]),
-            _accuracy_cell(g),
-            *(replace(cell, text=_typeset(cell.text), detail=_typeset(cell.detail)) for cell in _difference_cells(g)),
-            _count_cell(g.parameters, c.plain.parameters),
-            _count_cell(g.macs, c.plain.macs),
-            *(_ratio_cell(g.timing(w)) for w in timed),
+            accuracy_cell(g),
+            *(replace(cell, text=_typeset(cell.text), detail=_typeset(cell.detail)) for cell in difference_cells(g)),
+            count_cell(g.parameters, c.plain.parameters),
+            count_cell(g.macs, c.plain.macs),
+            *(ratio_cell(g.timing(w)) for w in timed),
         ]
         for g in c.gates
     ]
     return Table(columns, rows)
 
 
-def _accuracy_cell(g: GateResult) -> Cell:
+def accuracy_cell(g: GateResult) -> Cell:
+    """Mean accuracy in percent, with half the width of its interval."""
     a = g.accuracy
     half = f"± {points(a.high - a.mean)}" if a.high is not None else "no interval"
     return Cell(f"{100 * a.mean:.2f}", a.mean, half)
 
 
-def _difference_cells(g: GateResult) -> list[Cell]:
+def difference_cells(g: GateResult) -> list[Cell]:
+    """Difference to plain with its interval, what was needed, and the finding with its p; empty for plain."""
     d = g.difference
     if d is None:
         return [Cell("", "")] * 3
@@ -133,7 +139,8 @@ def p_value(p: float | None) -> str:
     return "p < 0.001" if p < 0.001 else f"p {p:.3f}"
 
 
-def _count_cell(count: int | None, plain: int | None) -> Cell:
+def count_cell(count: int | None, plain: int | None) -> Cell:
+    """A count in k, M or G, with how much more than plain's it is."""
     if count is None:
         return Cell("", "")
     return Cell(_short(count), count, _more(count, plain) if plain else "")
@@ -150,7 +157,8 @@ def _short(count: int) -> str:
     return str(count)
 
 
-def _ratio_cell(t: Measured | None) -> Cell:
+def ratio_cell(t: Measured | None) -> Cell:
+    """Time as a multiple of plain's with its spread; for plain itself its milliseconds."""
     if t is None:
         return Cell("", "")
     if t.ratio == t.ratio_p20 == t.ratio_p80 == 1:
@@ -205,44 +213,3 @@ def _details(page: Page, c: Comparison, series: Mapping[str, Series]) -> None:
     ]
     columns = ("Gate", "Seed", ("Accuracy", "%, last epoch"), ("Loss", "validation"), ("Time", "s"), "Folder")
     section.folded("Every run").table(Table(columns, rows))
-
-
-# --- terminal ------------------------------------------------------------------------------------------------------
-
-
-def comparison_table(comparison: Comparison) -> RenderableType:
-    """The same table for the terminal: fits 80 columns; two lines a gate, the second with the intervals."""
-    from rich import box
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    c = comparison
-    table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    table.add_column("gate", overflow="fold", min_width=6)
-    headings = (
-        "accuracy\n%",
-        "against plain\npoints",
-        "needed\npoints",
-        "finding\nby Holm",
-        "params\n",
-        "latency\n",
-        "step\n",
-    )
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for g in c.gates:
-        difference, needed, finding = _difference_cells(g)
-        style = {"good": "green", "bad": "red"}.get(finding.tone, "")
-        times = (_ratio_cell(g.timing("inference")), _ratio_cell(g.timing("training step")))
-        size = _count_cell(g.parameters, c.plain.parameters)
-        accuracy = _accuracy_cell(g)
-        table.add_row(
-            Text(g.label),
-            f"{accuracy.text}\n{accuracy.detail.replace('no interval', '')}",
-            f"{difference.text}\n{difference.detail.replace('no interval', '')}",
-            needed.text,
-            Text.assemble((finding.text, style), f"\n{finding.detail}"),
-            size.detail or size.text,
-            *(f"{t.text}x" if t.text else "" for t in times),
-        )
-    return table

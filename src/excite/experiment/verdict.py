@@ -99,13 +99,20 @@ def _undecided(undecided: Mapping[str, Difference], *, all_of_them: bool) -> str
     seeds = sorted({d.n for d in undecided.values()})
     count = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     missed = max(d.detectable for d in undecided.values() if d.detectable is not None)
-    observed = f"{signed_points(largest.mean)} points, where {points(largest.critical)} would have counted"
+    observed = f"{signed_points(largest.mean)} points, where {_counted(largest.critical)} would have counted"
     if len(undecided) == 1:
         told = f"{gate} could not be told from plain with {count} seeds: {observed}"
     else:
         who = "No gate could" if all_of_them else f"{_listed(list(undecided))} could not"
         told = f"{who} be told from plain with {count} seeds. The largest difference was {gate}'s {observed}"
+    if missed >= 1:
+        return f"{told}. With noise like this any true effect could have been missed"
     return f"{told}. A true effect of up to {points(missed)} points could well have been missed"
+
+
+def _counted(critical: float) -> str:
+    """Accuracies differ by 100 points at most."""
+    return points(critical) if critical <= 1 else "no difference at all"
 
 
 def _untested(gate: str, d: Difference) -> str:
