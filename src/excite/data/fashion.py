@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -60,10 +61,10 @@ def load_fashion_mini(*, image_size: int | None = None) -> DataSet:
         UserError: the file that came with the package is missing or damaged.
     """
     try:
-        with np.load(EMBEDDED, allow_pickle=False) as file:
+        with EMBEDDED.open("rb") as packed, np.load(packed, allow_pickle=False) as file:
             arrays = {key: torch.from_numpy(file[key]) for key in file.files}
         train, val = ((arrays[f"{part}_images"], arrays[f"{part}_labels"].long()) for part in ("train", "test"))
-    except (OSError, KeyError, ValueError, EOFError, zlib.error) as error:
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{EMBEDDED} came with the package and cannot be read ({error}); install it again") from error
     return array_data_set("fashion-mnist-mini", FASHION_CLASSES, train, val, image_size=image_size)
 
