@@ -184,3 +184,31 @@ def test_a_training_step_runs_forward_backward_and_the_update(monkeypatch):
 def test_a_training_step_needs_a_label_an_image():
     with pytest.raises(UserError, match=r"labels must be \[4\]"):
         training_step(nn.Linear(3, 2), torch.randn(4, 3), torch.zeros(3, dtype=torch.int64))
+
+
+# --- GPUs: events in place of the processor's clock ---
+
+
+def test_a_gpu_is_timed_by_its_own_events(monkeypatch):
+    log = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            log.append("record")
+
+        def synchronize(self):
+            log.append("wait")
+
+        def elapsed_time(self, end):
+            assert log[-4:] == ["record", "work", "record", "wait"]
+            return 2.5
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    timing_ = time_in_turns({"f": lambda: log.append("work")}, rounds=3, warmup=1, device="cuda")["f"]
+    assert timing_.samples_ms == (2.5, 2.5, 2.5) and timing_.clock == "cuda events"
+    assert timing_.machine["device"] == "cuda" and timing_.machine["device_name"] == "a GPU"
+    assert len(log) == 4 * 4

@@ -21,7 +21,16 @@ from torch.nn import functional as F
 
 from excite.errors import UserError
 
-__all__ = ["Latency", "Spread", "Timing", "describe_machine", "measure_latency", "time_in_turns", "training_step"]
+__all__ = [
+    "Latency",
+    "Spread",
+    "Timing",
+    "describe_machine",
+    "evaluating",
+    "measure_latency",
+    "time_in_turns",
+    "training_step",
+]
 
 
 @dataclass(frozen=True)
