@@ -22,7 +22,7 @@ def squeeze(u: Tensor, descriptors: Sequence[str] = ("mean",)) -> Tensor:
         descriptors: one or more of
 
             - ``"mean"``: z_c = mean over positions of u_c (SE paper, Eq. 2);
-            - ``"max"``: the largest u_c (SE paper, Table 12);
+            - ``"max"``: the largest u_c (SE paper, Table 11);
             - ``"std"``: the biased standard deviation over positions;
             - ``"l2"``: the Euclidean norm over positions (Gated Channel Transformation).
 
