@@ -1,0 +1,80 @@
+"""Files that are whole or not there: written beside their place, flushed to the disk, then moved."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from excite.errors import UserError
+
+__all__ = ["append_rows", "read_state", "write_atomic", "write_rows", "write_state"]
+
+
+def write_atomic(path: Path, content: bytes | str | Callable[[IO[bytes]], object]) -> None:
+    """Writes a file so that a reader, or a crash at any moment, finds the old one or the new one, never a part.
+
+    Args:
+        path: its place; the folder exists.
+        content: the bytes, a text (UTF-8), or a function that writes to the open file.
+    """
+    part = path.with_name(path.name + ".part")
+    with open(part, "wb") as file:
+        if callable(content):
+            content(file)
+        else:
+            file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Writes a CSV file with a header line, replacing what was there."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_atomic(path, text.getvalue())
+
+
+def append_rows(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Adds lines to a CSV file."""
+    with open(path, "a", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def write_state(path: Path, state: dict[str, Any], previous: Path) -> None:
+    """Writes a training state with ``torch.save``; the one that was there becomes ``previous``."""
+    part = path.with_name(path.name + ".new")
+    write_atomic(part, lambda file: torch.save(state, file))
+    if path.exists():
+        os.replace(path, previous)
+    os.replace(part, path)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """A training state on the CPU, read without executing code from it.
+
+    Every record's checksum is compared, so a truncated or damaged file is told from a whole one.
+
+    Raises:
+        ValueError: the file is not whole.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"record {damaged} does not match its checksum")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, EOFError, RuntimeError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error})") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{path} is no training state; it holds a {type(state).__name__}")
+    return state

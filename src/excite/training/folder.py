@@ -1,0 +1,105 @@
+"""A run's folder: whose it is, whether the run in it is over, and where an interrupted one continues."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+from excite.data import DataSet
+from excite.errors import UserError
+from excite.training.config import TrainConfig
+from excite.training.files import read_state, write_atomic
+from excite.training.result import RunResult, describe_data
+
+__all__ = ["RunFolder"]
+
+log = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """The folder of one run.
+
+    It holds config.yaml (the resolved settings), metrics.csv (a line an epoch), steps.csv (a line a batch), best and
+    last.safetensors (portable checkpoints), last.ckpt and previous.ckpt (what resuming needs), correct.safetensors (the
+    last epoch, image by image) and result.json (written last).
+
+    Args:
+        path: the folder; made by ``claim``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.csv"
+        self.steps = path / "steps.csv"
+        self.best = path / "best.safetensors"
+        self.last = path / "last.safetensors"
+        self.correct = path / "correct.safetensors"
+        self.unreadable = path / "unreadable-images.txt"
+        self.state = path / "last.ckpt"
+        self.previous_state = path / "previous.ckpt"
+        self.result = path / "result.json"
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> RunFolder:
+        """The folder a config asks for: ``out``, else one under runs/ named after what it holds."""
+        if config.out is not None:
+            return cls(Path(config.out))
+        words = f"{config.model}-{config.gate or 'none'}-seed{config.seed}-{config.digest()}"
+        return cls(Path("runs") / re.sub(r"[^\w.=-]+", "-", words))
+
+    def check(self, config: TrainConfig) -> None:
+        """Checks that the folder is free or holds a run with these settings, without touching it.
+
+        Raises:
+            ValueError: it holds something else, or another run, or any run at all while ``resume`` is off.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"out={str(self.path)!r} is a file: name a folder")
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return
+        if not self.config.exists():
+            raise UserError(f"{self.path} is not empty and holds no run: name another folder with out")
+        held = TrainConfig.from_yaml(self.config)
+        if names := held.differences(config):
+            shown = ", ".join(f"{n}: {getattr(held, n)!r} there, {getattr(config, n)!r} now" for n in names[:3])
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise UserError(
+                f"{self.path} holds a run with other settings ({shown}{more}): name another folder with out"
+            )
+        if not config.resume:
+            raise UserError(f"{self.path} holds a run already: name another folder with out, or give resume=true")
+
+    def finished(self) -> RunResult | None:
+        """The result, if the run is over."""
+        return RunResult.load(self.path) if self.result.exists() else None
+
+    def claim(self, config: TrainConfig, data: DataSet) -> None:
+        """Makes the folder and writes what is known before training."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.config, config.to_yaml())
+        if data.unreadable:
+            write_atomic(self.unreadable, "".join(f"{line}\n" for line in data.unreadable))
+
+    def resume_point(self, data: DataSet) -> Path | None:
+        """The newest whole training state, or None to begin at the beginning. Says which, and what was damaged.
+
+        Raises:
+            ValueError: the state is of other data.
+        """
+        for path in (self.state, self.previous_state):
+            if not path.exists():
+                continue
+            try:
+                state = read_state(path)
+            except UserError as error:
+                log.warning("%s; it is not used", error)
+                continue
+            if (held := state["excite"]["data"]) != describe_data(data):
+                raise UserError(f"{self.path} holds a run on other data ({held['name']}): name another folder with out")
+            log.warning("continuing %s after epoch %d", self.path, len(state["excite"]["rows"]))
+            return path
+        if self.state.exists() or self.previous_state.exists():
+            log.warning("no whole state in %s: training starts again at the beginning", self.path)
+        return None

@@ -1,0 +1,169 @@
+"""`train`: from a config to a run's folder and its result."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from excite.checkpoint import save_checkpoint
+from excite.data import DataSet, load_data
+from excite.gates import GateConfig, parse_gate
+from excite.networks import NetworkSpec, build
+from excite.training.config import TrainConfig
+from excite.training.files import write_atomic
+from excite.training.folder import RunFolder
+from excite.training.progress import Progress, Silent, default_progress, is_first_process
+from excite.training.result import RunResult, machine, versions
+from excite.training.seeds import isolated_generators
+
+if TYPE_CHECKING:
+    from excite.training.module import Task
+
+__all__ = ["network_spec", "train"]
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    config: TrainConfig,
+    *,
+    network: nn.Module | None = None,
+    data: DataSet | None = None,
+    gate: GateConfig | None = None,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Trains one network and leaves the run in a folder (see `RunFolder` for the files).
+
+    A run that was interrupted continues after its last whole epoch and ends with the same weights and curves, bit for
+    bit, as one that was not. One that is over is not run again: its result is read back.
+
+    Args:
+        config: the recipe, gate, seed and folder.
+        network: train this one, in place, instead of building ``config.model``: images [B, C, H, W] to logits
+            [B, classes].
+        data: use this set instead of loading ``config.data``.
+        gate: use this gate instead of ``config.gate``; its string is recorded.
+        progress: told how far the run is; None shows a bar on a terminal, else a line an epoch.
+
+    Returns:
+        The run's figures; with several processes, the same in each.
+
+    Raises:
+        ValueError: an unknown or unfit setting, unreadable data, a folder that holds something else, or a loss that is
+            no longer finite.
+        KeyboardInterrupt: on ctrl-C; the run can be resumed.
+    """
+    gate = gate if gate is not None else parse_gate(config.gate)
+    if gate is not None:
+        config = dataclasses.replace(config, gate=str(gate))
+    folder = RunFolder.of(config)
+    folder.check(config)
+    if (result := folder.finished()) is not None:
+        log.warning("%s is finished already: nothing to train", folder.path)
+        return result
+    if data is None:
+        data = load_data(
+            config.data,
+            image_size=config.image_size,
+            download=config.download,
+            bad_image_limit=config.bad_image_limit,
+        )
+    spec = network_spec(config, data)
+    if network is None:
+        network = build(spec, seed=config.seed, gate=gate, impl=config.impl)
+    return _fit(_Job(config, folder, data, spec, network), progress)
+
+
+def network_spec(config: TrainConfig, data: DataSet) -> NetworkSpec:
+    """The network a config asks for, with as many inputs and outputs as the data needs."""
+    return NetworkSpec(
+        name=config.model,
+        gate=config.gate,
+        placement=config.placement,
+        stages=config.stages,
+        variant=config.variant,
+        num_classes=len(data.classes),
+        in_channels=data.in_channels,
+        options=config.options,
+    )
+
+
+@dataclasses.dataclass
+class _Job:
+    """A run with everything checked that can be checked before training."""
+
+    config: TrainConfig
+    folder: RunFolder
+    data: DataSet
+    spec: NetworkSpec
+    network: nn.Module
+
+    def save(self, path: Path, row: dict[str, Any]) -> None:
+        """Writes a portable checkpoint of the network as it is now."""
+        save_checkpoint(
+            path,
+            self.network,
+            spec=self.spec,
+            classes=self.data.classes,
+            preprocessing=self.data.preprocessing(),
+            metrics=row,
+            extra={"config": self.config.to_dict()},
+        )
+
+
+def _fit(job: _Job, progress: Progress | None) -> RunResult:
+    # Lightning takes seconds to load.
+    from excite.training.callbacks import MovingAverage, Recorder, StateFiles
+    from excite.training.launch import make_trainer, quiet_lightning
+    from excite.training.module import Task
+
+    config, folder, network = job.config, job.folder, job.network
+    if not is_first_process():
+        progress = Silent()
+    label = f"{config.model}, gate {config.gate or 'none'}, seed {config.seed}"
+    recorder = Recorder(folder, progress or default_progress(), label, job.save)
+    averages = [] if config.ema is None else [MovingAverage(config.ema)]
+    with quiet_lightning(), isolated_generators():
+        trainer = make_trainer(config, [recorder, *averages], StateFiles(folder.previous_state))
+        if config.channels_last:
+            network.to(memory_format=torch.channels_last)
+        if config.compile:
+            network.compile()
+        task = Task(network, config, job.data)
+        if is_first_process():
+            folder.claim(config, job.data)
+        try:
+            trainer.fit(task, ckpt_path=folder.resume_point(job.data), weights_only=True)
+        except SystemExit as error:
+            # What Lightning makes of ctrl-C.
+            raise KeyboardInterrupt from None if isinstance(error.__context__, KeyboardInterrupt) else error
+        finally:
+            recorder.close()
+    result = _result(job, task)
+    if trainer.is_global_zero:
+        write_atomic(folder.correct, safetensors.torch.save(task.outcome))
+        folder.previous_state.unlink(missing_ok=True)
+        result.save()
+    return result
+
+
+def _result(job: _Job, task: Task) -> RunResult:
+    last = task.rows[-1]
+    return RunResult(
+        run_dir=str(job.folder.path),
+        config=job.config.to_dict(),
+        data=task.data_description,
+        parameters=sum(p.numel() for p in job.network.parameters() if p.requires_grad),
+        epochs=task.rows,
+        step_loss=task.step_loss,
+        final={name: last[name] for name in ("val_loss", "val_top1", "val_top5")},
+        seconds=sum(row["seconds"] for row in task.rows),
+        versions=versions(),
+        machine=machine(task.device),
+    )

@@ -1,0 +1,40 @@
+"""One seed for everything: generators set anew for every training step, and given back afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy
+import torch
+
+__all__ = ["isolated_generators", "seed_step"]
+
+
+def seed_step(seed: int, epoch: int, step: int, rank: int = 0) -> None:
+    """Seeds the global generators of torch, numpy and Python for one training step.
+
+    What dropout or stochastic depth draws then depends on (seed, epoch, step, rank) alone: not on what a gate's own
+    initialisation or forward pass consumed, and not on whether the run was interrupted before.
+    """
+    digest = hashlib.blake2b(f"{seed} {epoch} {step} {rank}".encode(), digest_size=8).digest()
+    word = int.from_bytes(digest, "little")
+    torch.manual_seed(word)
+    numpy.random.seed(word & 0xFFFFFFFF)
+    random.seed(word)
+
+
+@contextmanager
+def isolated_generators() -> Iterator[None]:
+    """Leaves the global generators after the block as they were before it."""
+    numpy_state, python_state = numpy.random.get_state(), random.getstate()
+    # Asking a GPU for its generator would start CUDA on it, also for a run that never uses it.
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        numpy.random.set_state(numpy_state)
+        random.setstate(python_state)
