@@ -35,7 +35,7 @@ def show_comparison(comparison: Comparison, config: CompareConfig | None = None)
     console.print(
         f"Below a number its {percent(c.level)} interval over seeds; against plain it leaves out 0 exactly where "
         "Holm's procedure over all gates decides. Needed: the smallest difference that would have counted. Latency and "
-        "train step: times plain's.",
+        "training step: times plain's.",
         markup=False,
         style="dim",
     )
@@ -61,7 +61,7 @@ def comparison_table(comparison: Comparison) -> Table:
     measured = any(g.timings for g in c.gates)
     table.add_column("params\n", no_wrap=True, justify="right")
     if measured:
-        table.add_column("latency\ntrain step", no_wrap=True)
+        table.add_column("latency\nstep", no_wrap=True)
     for g in c.gates:
         difference, needed, finding = difference_cells(g)
         accuracy, size = accuracy_cell(g), count_cell(g.parameters, c.plain.parameters)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -231,7 +232,11 @@ def detectable_difference(sd: float, n: int, alpha: float, power: float = POWER)
         raise UserError(f"n={n}: a detectable difference needs at least 2 seeds")
     if not 0 < alpha < power < 1:
         raise UserError(f"alpha={alpha}, power={power}: need 0 < alpha < power < 1")
-    df = n - 1
+    return _noncentrality(n - 1, alpha, power) * sd / math.sqrt(n)
+
+
+@cache
+def _noncentrality(df: int, alpha: float, power: float) -> float:
     t = float(stats.t.ppf(1 - alpha / 2, df))
     # T = (Z + noncentrality) / W with W^2 ~ chi2(df) / df, averaged over W's quantiles: scipy's nct gives NaN in the
     # far tails that 2 or 3 seeds reach.
@@ -241,7 +246,7 @@ def detectable_difference(sd: float, n: int, alpha: float, power: float = POWER)
         found = stats.norm.cdf(noncentrality - bar) + stats.norm.cdf(-noncentrality - bar)
         return float(found.mean()) - power
 
-    return float(optimize.brentq(missing, 0.0, float(bar[-1]) + 10.0)) * sd / math.sqrt(n)
+    return float(optimize.brentq(missing, 0.0, float(bar[-1]) + 10.0))
 
 
 def sd_interval(sd: float, n: int, level: float = 0.95) -> tuple[float, float]:
