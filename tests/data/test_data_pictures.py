@@ -1,5 +1,7 @@
 """Pictures come out as a person sees them, whatever they are stored as."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -208,6 +210,19 @@ def test_resizing_against_pillow(tmp_path, size, box):
     assert np.abs(got - np.asarray(expected)).max() <= RESIZE_LEVELS
 
 
+def test_large_jpeg_files_are_decoded_no_smaller_than_needed(tmp_path, monkeypatch):
+    import excite.data.pictures as module
+
+    path = save(Image.fromarray(photo(600, 900)), tmp_path / "x.jpg")
+    decoded = []
+    real = module._flat
+    monkeypatch.setattr(module, "_flat", lambda image, *rest: decoded.append(image.size) or real(image, *rest))
+    for box in ((0, 0, 900, 600), (0, 0, 500, 200), (0, 0, 100, 600), (0, 0, 40, 40)):
+        read_picture(path, 64, lambda width, height, box=box: box)
+    # An eighth would make 600 pixels 75, a quarter makes 200 only 50, and a half makes 100 only 50.
+    assert decoded == [(113, 75), (250, 100), (100, 600), (40, 40)]
+
+
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_large_jpeg_files_decoded_small_look_the_same(tmp_path, orientation):
     path = turned(tmp_path / "x.jpg", photo(600, 903), orientation)
@@ -318,9 +333,14 @@ def test_check_remembers_and_sees_changes(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_fault", lambda path: looked.append(path) or real(path))
     assert check_pictures(tmp_path, ["x.png"]) == check_pictures(tmp_path, ["x.png"]) == {}
     assert len(looked) == 1
+    whole = (tmp_path / "x.png").read_bytes()
     (tmp_path / "x.png").write_bytes(b"broken")
     assert list(check_pictures(tmp_path, ["x.png"])) == ["x.png"]
-    assert len(looked) == 2
+    # As long as the first, at another time.
+    (tmp_path / "x.png").write_bytes(whole[:40] + bytes(len(whole) - 40))
+    os.utime(tmp_path / "x.png", (1, 1))
+    assert list(check_pictures(tmp_path, ["x.png"])) == ["x.png"]
+    assert len(looked) == 3
 
 
 def test_check_counts_a_bomb_as_unreadable(tmp_path, monkeypatch):

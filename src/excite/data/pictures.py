@@ -55,11 +55,10 @@ def read_picture(
     """
     with Image.open(path) as image:
         kind, (width, height) = image.format, image.size
-        turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-        if turned:
+        if image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
             width, height = height, width
         box = choose(width, height)
-        _decode(image, size / (box[2] - box[0]), size / (box[3] - box[1]), turned)
+        _decode(image, size / min(box[2] - box[0], box[3] - box[1]))
         scale_x, scale_y = image.width / width, image.height / height
         left, right = round(box[0] * scale_x), max(round(box[2] * scale_x), round(box[0] * scale_x) + 1)
         top, bottom = round(box[1] * scale_y), max(round(box[3] * scale_y), round(box[1] * scale_y) + 1)
@@ -183,7 +182,7 @@ def _fault(path: str) -> str | None:
         with Image.open(path) as image:
             # An eighth of the size still reads a JPEG to its end, in a third of the time.
             kind = image.format
-            _decode(image, 0, 0, False)
+            _decode(image, 0)
             _flat(image, kind, 3)
     except Exception as error:
         return _reason(error)
@@ -198,11 +197,9 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _decode(image: Image.Image, scale_x: float, scale_y: float, turned: bool) -> None:
-    """Decode in place, upright, no smaller than ``scale_x`` and ``scale_y`` times its size where the format can."""
-    if turned:
-        scale_x, scale_y = scale_y, scale_x
-    image.draft(None, (max(math.ceil(image.width * scale_x), 1), max(math.ceil(image.height * scale_y), 1)))
+def _decode(image: Image.Image, scale: float) -> None:
+    """Decode in place, upright; where the format can, smaller, but no smaller than ``scale`` times its size."""
+    image.draft(None, (max(math.ceil(image.width * scale), 1), max(math.ceil(image.height * scale), 1)))
     ImageOps.exif_transpose(image, in_place=True)
 
 
