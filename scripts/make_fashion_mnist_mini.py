@@ -58,7 +58,7 @@ def main() -> None:
     # numpy stamps members with the year 1980, so equal arrays give equal files.
     np.savez_compressed(arguments.out, allow_pickle=False, **arrays)
     print(f"{arguments.out}: {arguments.out.stat().st_size:,} bytes")
-    print(f"sha256 of the file     {hashlib.sha256(arguments.out.read_bytes()).hexdigest()}")
+    print(f"sha256 of the file      {hashlib.sha256(arguments.out.read_bytes()).hexdigest()}")
     print(f"sha256 of what it holds {content_sha256(arrays)}")
 
 
