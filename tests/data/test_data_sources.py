@@ -197,6 +197,14 @@ def test_the_next_address_is_tried(tmp_path, server):
     assert (tmp_path / "x").read_bytes() == b"whole"
 
 
+def test_a_place_that_cannot_be_written_to(tmp_path, server):
+    address, _, asked = server
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot download into .*file/sub"):
+        fetch([remote("x", b"whole", address)], tmp_path / "file" / "sub")
+    assert asked == []
+
+
 def test_other_bytes_are_refused_and_leave_nothing(tmp_path, server):
     address, files, _ = server
     files["x"] = b"tampered with"

@@ -67,9 +67,12 @@ def fetch(files: Iterable[Remote], folder: Path) -> None:
     """Download ``files`` into ``folder``, each checked by its sha256 before it takes its name; what is there stays.
 
     Raises:
-        UserError: a file there has other bytes, or no address gave the right bytes.
+        UserError: a file there has other bytes, the folder cannot be written to, or no address gave the right bytes.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot download into {folder}: {error.strerror}") from error
     for remote in files:
         target = folder / remote.name
         if target.exists():
@@ -85,7 +88,10 @@ def _fetch_one(remote: Remote, target: Path) -> None:
     failed = []
     for url in remote.urls:
         # Under another name until it is whole: a killed download leaves nothing that could be taken for data.
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{remote.name}.")
+        try:
+            handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{remote.name}.")
+        except OSError as error:
+            raise UserError(f"cannot download into {target.parent}: {error.strerror}") from error
         try:
             with os.fdopen(handle, "wb") as out, urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
                 while block := answer.read(_CHUNK):
