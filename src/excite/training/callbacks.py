@@ -22,6 +22,8 @@ __all__ = ["MovingAverage", "Recorder", "StateFiles"]
 
 COLUMNS = ("epoch", "train_loss", "val_loss", "val_top1", "val_top5", "learning_rate", "seconds")
 STEP_COLUMNS = ("epoch", "step", "loss")
+#: Drawing is slower than a small network's step: the display moves on at most this often.
+DRAW_SECONDS = 0.1
 
 
 class Recorder(Callback):
@@ -54,9 +56,9 @@ class Recorder(Callback):
             write_rows(self.folder.steps, STEP_COLUMNS, _step_rows(pl_module.step_loss, trainer.num_training_batches))
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Moves the progress on, ten times a second at most: drawing is slower than a small network's step."""
+        """Moves the progress on, now and then."""
         self._undrawn += 1
-        if (now := time.monotonic()) - self._drawn_at > 0.1:
+        if (now := time.monotonic()) - self._drawn_at > DRAW_SECONDS:
             self._draw(now)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

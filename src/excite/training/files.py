@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -73,8 +74,9 @@ def read_state(path: Path) -> dict[str, Any]:
         if damaged is not None:
             raise zipfile.BadZipFile(f"record {damaged} does not match its checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, EOFError, RuntimeError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error})") from None
+    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, RuntimeError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} is damaged, or no training state ({reason})") from None
     if not isinstance(state, dict):
         raise UserError(f"{path} is no training state; it holds a {type(state).__name__}")
     return state

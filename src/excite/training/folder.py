@@ -46,8 +46,8 @@ class RunFolder:
         """The folder a config asks for: ``out``, else one under runs/ named after what it holds."""
         if config.out is not None:
             return cls(Path(config.out))
-        words = f"{config.model}-{config.gate or 'none'}-seed{config.seed}-{config.digest()}"
-        return cls(Path("runs") / re.sub(r"[^\w.=-]+", "-", words))
+        words = [config.model, config.gate or "none", f"seed{config.seed}", config.digest()]
+        return cls(Path("runs") / "-".join(re.sub(r"[^\w.=]+", "-", word).strip("-") for word in words))
 
     def check(self, config: TrainConfig) -> None:
         """Checks that the folder is free or holds a run with these settings, without touching it.

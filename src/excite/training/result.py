@@ -99,8 +99,9 @@ def describe_data(data: DataSet) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the installed packages that can change a number."""
-    found = {"python": platform.python_version()}
-    for package in ("excite", "torch", "torchvision", "lightning", "numpy"):
+    # torch's own word says which build it is, the package's does not.
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    for package in ("excite", "torchvision", "lightning", "numpy"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -70,7 +70,7 @@ class Tally:
         device = torch.device("cpu") if device.type == "mps" else device  # which has no float64
         table = torch.zeros(5, self.n, dtype=torch.float64, device=device)
         for indices, columns in self._rows:
-            table[:, indices.to(device)] += columns.to(table)
+            table.index_add_(1, indices.to(device), columns.to(table))
         self._rows = []
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(table)
