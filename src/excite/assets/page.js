@@ -31,7 +31,7 @@
   }
 
   const axis = {
-    gridcolor: "@grid", linecolor: "@line", zerolinecolor: "@line", tickcolor: "@line", automargin: true, ticks: "",
+    gridcolor: "@grid", linecolor: "@line", zeroline: false, automargin: true, ticks: "",
     title: { standoff: 10, font: { color: "@muted", size: 13 } }, tickfont: { color: "@muted", size: 12 },
   };
 

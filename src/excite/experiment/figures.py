@@ -13,6 +13,7 @@ from excite.page import Cell, Figure, Row, Series, Table, figure_text
 
 __all__ = ["cost_figures", "curve_figures", "difference_figure"]
 
+_ZERO = {"zeroline": True, "zerolinecolor": "@muted", "zerolinewidth": 1.5}  # where a difference is none
 _LINE = 40  # characters of a label on one line of a phone
 
 Trace = dict[str, Any]
@@ -26,7 +27,7 @@ def difference_figure(comparison: Comparison, series: Mapping[str, Series]) -> F
     """Every gate's paired differences: dots a seed, the mean with its interval, and what could not be told from 0."""
     gates = [g for g in comparison.gates if g.difference is not None]
     data: list[Trace] = []
-    shapes: list[Trace] = [_line(0, 0, -0.55, len(gates) - 0.3, "@ink", width=1.5)]
+    shapes: list[Trace] = []
     labels: list[Trace] = []
     for row, g in enumerate(gates):
         data += _difference_traces(g, row, series[g.gate])
@@ -47,12 +48,12 @@ def difference_figure(comparison: Comparison, series: Mapping[str, Series]) -> F
             "xaxis": {
                 "title": {"text": "less accurate than plain  ←   points   →  more accurate"},
                 "range": _reach(gates),
-                "zeroline": False,
+                **_ZERO,
             },
-            "yaxis": {"range": [len(gates) - 0.3, -0.8], "showticklabels": False, "showgrid": False, "zeroline": False},
+            "yaxis": {"range": [len(gates) - 0.3, -0.8], "visible": False},
             "shapes": shapes,
             "annotations": labels,
-        },  # fmt: skip
+        },
         caption=_difference_caption(gates),
         height=84 + (100 if any(len(g.label) > _LINE for g in gates) else 84) * len(gates),
         table=_difference_numbers(gates),
@@ -144,13 +145,6 @@ def _box(low: float, high: float, row: int, s: Series) -> Trace:
     return {
         "type": "rect", "name": s.key, "layer": "below", "x0": low, "x1": high, "y0": row - 0.24, "y1": row + 0.24,
         "line": {"width": 0}, "fillcolor": f"{s.color}/0.16",
-    }  # fmt: skip
-
-
-def _line(x0: float, x1: float, y0: float, y1: float, color: str, *, width: float) -> Trace:
-    return {
-        "type": "line", "layer": "below", "x0": x0, "x1": x1, "y0": y0, "y1": y1,
-        "line": {"color": color, "width": width},
     }  # fmt: skip
 
 
@@ -281,8 +275,7 @@ def _difference_curves(comparison: Comparison, series: Mapping[str, Series]) -> 
     if not traces:
         return None
     layout = _epochs_layout(drawn)
-    layout["shapes"] = [{**_line(0, 1, 0, 0, "@muted", width=1.5), "xref": "paper"}]
-    layout["yaxis"] = {"zeroline": False}
+    layout["yaxis"] = dict(_ZERO)
     return Figure(
         "Validation accuracy against plain, points",
         traces,
