@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -12,7 +13,7 @@ from excite.gates.base import Gate, GateConfig
 from excite.models.blocks import PLACEMENTS
 from excite.ops import choose_tail_impl
 
-__all__ = ["Classifier", "GatePlan", "GatedBlock", "conv", "gate_modules", "gate_parameters"]
+__all__ = ["Classifier", "GatePlan", "GatedBlock", "StagedClassifier", "conv", "gate_modules", "gate_parameters"]
 
 
 @dataclass(frozen=True)
@@ -26,19 +27,27 @@ class GatePlan:
             "inner" (after the k x k convolution's norm and activation). SE paper, Fig. 5 and Sec. 6.5.
         stages: the stages that have gates, counted from 1 as in ``layer1``; None for all.
         n_stages: how many stages the network has.
+        placements: the placements this family has; without shortcuts only "standard".
+        stage_names: what its stages are called in messages; ``layer1`` and so on where it is left out.
 
     Raises:
-        ValueError: an unknown placement; stages that are empty, repeated or out of range.
+        ValueError: a placement that is unknown or not the family's; stages that are empty, repeated or out of range.
     """
 
     gate: GateConfig | None
     placement: str
     stages: tuple[int, ...] | None
     n_stages: int
+    placements: tuple[str, ...] = PLACEMENTS
+    stage_names: str = ""
 
     def __post_init__(self) -> None:
         if self.placement not in PLACEMENTS:
             raise unknown("placement", self.placement, PLACEMENTS)
+        if self.placement not in self.placements:
+            raise UserError(
+                f"placement={self.placement!r} has no meaning in this network; it has {', '.join(self.placements)}"
+            )
         if self.stages is None:
             return
         valid = range(1, self.n_stages + 1)
@@ -50,8 +59,8 @@ class GatePlan:
             or len(set(self.stages)) < len(self.stages)
         ):
             raise UserError(
-                f"stages={self.stages!r}: give a tuple of some of {_listed(valid)} (layer1 to layer{self.n_stages}), "
-                "each once"
+                f"stages={self.stages!r}: give a tuple of some of {_listed(valid)} "
+                f"({self.stage_names or f'layer1 to layer{self.n_stages}'}), each once"
             )
 
     def build(self, stage: int, channels: int) -> nn.Module | None:
@@ -66,7 +75,7 @@ def _listed(values: Sequence[int]) -> str:
 
 
 class GatedBlock(nn.Module):
-    """A residual block with at most one gate, its child ``gate``.
+    """A block, residual or not, with at most one gate, its child ``gate``.
 
     A subclass sets ``gate`` as its last child: every other parameter keeps its place in ``parameters()``.
 
@@ -103,12 +112,20 @@ class GatedBlock(nn.Module):
 class Classifier(nn.Module):
     """Feature maps, their mean over positions, and one linear layer ``fc``.
 
-    A family gives ``forward_features``, and sets ``fc`` by ``reset_classifier``.
+    A family gives ``forward_features``, ``forward_pyramid`` and ``pyramid_channels``, and sets ``fc`` by
+    ``reset_classifier``. Residual families get all but the last from ``StagedClassifier``.
 
     Shape:
         - input: images [N, in_channels, H, W]
         - output: logits [N, num_classes], or pooled features [N, num_features] with ``num_classes=0``
+
+    Attributes:
+        Options: the frozen dataclass of the family's own named options.
+        VARIANTS: named sets of these options.
     """
+
+    Options: ClassVar[type[Any]]
+    VARIANTS: ClassVar[Mapping[str, Any]]
 
     fc: nn.Module
 
@@ -124,6 +141,23 @@ class Classifier(nn.Module):
         """Images [N, in_channels, H, W] -> the last feature map [N, num_features, h, w]."""
         raise NotImplementedError
 
+    def forward_pyramid(self, x: Tensor) -> dict[int, Tensor]:
+        """Images [N, in_channels, H, W] -> the last map of each stride, finest first, for heads of detectors and such.
+
+        Strides are 4, 8, 16 and 32, as far as the network has them; networks for small images, whose stages lie at
+        strides 1, 2 and 4, give these. The last map is that of ``forward_features``.
+
+        Returns:
+            stride -> map [N, pyramid_channels[stride], H / stride, W / stride], where odd sizes are rounded as the
+            network rounds them.
+        """
+        raise NotImplementedError
+
+    @property
+    def pyramid_channels(self) -> dict[int, int]:
+        """Channels of each map of ``forward_pyramid``, by its stride."""
+        raise NotImplementedError
+
     def forward_head(self, features: Tensor) -> Tensor:
         """The last feature map [N, num_features, h, w] -> logits [N, num_classes]."""
         y: Tensor = self.fc(features.mean((2, 3)))
@@ -135,17 +169,20 @@ class Classifier(nn.Module):
 
     def reset_classifier(self, num_classes: int) -> None:
         """Put a fresh linear layer for ``num_classes`` in place of ``fc`` (its dtype and device); 0 removes it."""
+        self.fc = self.fresh_classifier(num_classes)
+
+    def fresh_classifier(self, num_classes: int) -> nn.Module:
+        """A linear layer from ``num_features`` to ``num_classes`` in the network's dtype and device; identity for 0."""
         if num_classes < 0:
             raise UserError(f"num_classes={num_classes}: at least 1, or 0 for a network that gives pooled features")
         self.num_classes = num_classes
         if num_classes == 0:
-            self.fc = nn.Identity()
-            return
+            return nn.Identity()
         like = next(self.parameters())
-        self.fc = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+        return nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
 
     def init_weights(self, *, zero_init_last_norm: bool) -> None:
-        """He's normal initialisation of the convolutions (fan-out, gain of ReLU); gates keep their own.
+        """He's normal initialisation of the convolutions (fan-out, gain of ReLU), biases 0; gates keep their own.
 
         Args:
             zero_init_last_norm: start every block as its shortcut, by a zero weight in its last norm. A gate that
@@ -156,9 +193,62 @@ class Classifier(nn.Module):
         for module in _outside_gates(self):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             if zero_init_last_norm and isinstance(module, GatedBlock):
                 assert isinstance(module.last_norm, nn.BatchNorm2d)
                 nn.init.zeros_(module.last_norm.weight)
+
+
+class StagedClassifier(Classifier):
+    """A classifier made of a stem and of stages ``layer1``, ``layer2``, ... of blocks, each at a stride of its own.
+
+    A family gives ``stem``, adds its stages by ``add_stage``, and overrides ``finish`` if anything follows the last.
+    """
+
+    def __init__(self, num_features: int, in_channels: int, impl: str) -> None:
+        super().__init__(num_features, in_channels, impl)
+        self._pyramid: dict[int, int] = {}
+
+    def add_stage(self, blocks: Sequence[nn.Module], *, channels: int, stride: int) -> None:
+        """Append a stage.
+
+        Args:
+            blocks: its blocks in order.
+            channels: of its output.
+            stride: of its output, counted from the image.
+        """
+        self._pyramid[stride] = channels
+        self.add_module(f"layer{len(self._pyramid)}", nn.Sequential(*blocks))
+
+    def stem(self, x: Tensor) -> Tensor:
+        """Images [N, in_channels, H, W] -> the input of the first stage."""
+        raise NotImplementedError
+
+    def finish(self, x: Tensor) -> Tensor:
+        """The output of the last stage -> the last feature map, of the same shape."""
+        return x
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images [N, in_channels, H, W] -> the last feature map [N, num_features, h, w]."""
+        x = self.stem(x)
+        for i in range(len(self._pyramid)):
+            x = getattr(self, f"layer{i + 1}")(x)
+        return self.finish(x)
+
+    def forward_pyramid(self, x: Tensor) -> dict[int, Tensor]:
+        """Images [N, in_channels, H, W] -> the output of each stage, by its stride; the last one finished."""
+        x = self.stem(x)
+        maps = {}
+        for i, stride in enumerate(self._pyramid):
+            x = maps[stride] = getattr(self, f"layer{i + 1}")(x)
+        maps[stride] = self.finish(x)
+        return maps
+
+    @property
+    def pyramid_channels(self) -> dict[int, int]:
+        """Channels of each map of ``forward_pyramid``, by its stride."""
+        return dict(self._pyramid)
 
 
 def _outside_gates(module: nn.Module) -> Iterator[nn.Module]:
@@ -169,9 +259,10 @@ def _outside_gates(module: nn.Module) -> Iterator[nn.Module]:
             yield from _outside_gates(child)
 
 
-def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
+def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """A convolution before a norm: no bias, padded to keep the size at stride 1."""
-    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
+    padding = kernel_size // 2
+    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=padding, groups=groups, bias=False)
 
 
 def gate_modules(model: nn.Module) -> dict[str, nn.Module]:
