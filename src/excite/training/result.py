@@ -18,7 +18,7 @@ from excite.data import DataSet
 from excite.errors import UserError
 from excite.training.files import write_atomic
 
-__all__ = ["RunResult", "describe_data", "machine", "versions"]
+__all__ = ["RunResult", "describe_data", "versions"]
 
 
 @dataclass
@@ -37,7 +37,7 @@ class RunResult:
             score would flatter it.
         seconds: time spent training and validating, resumed parts included, data loading before it not.
         versions: of Python and the packages that matter.
-        machine: processor, cores, threads, accelerator and system.
+        machine: device, its name, cores, threads and system.
     """
 
     run_dir: str
@@ -107,26 +107,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The machine: processor, cores, threads torch uses, system, and the accelerator where ``device`` is one."""
-    device = torch.device(device)
-    found: dict[str, Any] = {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "device": device.type,
-    }
-    if device.type == "cuda":
-        found["accelerator"] = torch.cuda.get_device_name(device)
-    return found
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,12 @@ from excite.checkpoint import save_checkpoint
 from excite.data import DataSet, load_data
 from excite.gates import GateConfig, parse_gate
 from excite.networks import NetworkSpec, build
+from excite.timing import describe_machine
 from excite.training.config import TrainConfig
 from excite.training.files import write_atomic
 from excite.training.folder import RunFolder
 from excite.training.progress import Progress, Silent, default_progress, is_first_process
-from excite.training.result import RunResult, machine, versions
+from excite.training.result import RunResult, versions
 from excite.training.seeds import isolated_generators
 
 if TYPE_CHECKING:
@@ -165,5 +167,5 @@ def _result(job: _Job, task: Task) -> RunResult:
         final={name: last[name] for name in ("val_loss", "val_top1", "val_top5")},
         seconds=sum(row["seconds"] for row in task.rows),
         versions=versions(),
-        machine=machine(task.device),
+        machine=describe_machine(task.device) | {"cores": os.cpu_count()},
     )
