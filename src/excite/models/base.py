@@ -13,7 +13,16 @@ from excite.gates.base import Gate, GateConfig
 from excite.models.blocks import PLACEMENTS
 from excite.ops import choose_tail_impl
 
-__all__ = ["Classifier", "GatePlan", "GatedBlock", "StagedClassifier", "conv", "gate_modules", "gate_parameters"]
+__all__ = [
+    "Classifier",
+    "GatePlan",
+    "GatedBlock",
+    "StagedClassifier",
+    "check_dropout",
+    "conv",
+    "gate_modules",
+    "gate_parameters",
+]
 
 
 @dataclass(frozen=True)
@@ -257,6 +266,12 @@ def _outside_gates(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.children():
         if child is not gate:
             yield from _outside_gates(child)
+
+
+def check_dropout(dropout: float) -> None:
+    """Refuse an option ``dropout`` that is no share: everything dropped, or less than nothing."""
+    if not 0 <= dropout < 1:
+        raise UserError(f"dropout={dropout!r}: the share of features dropped in training, at least 0 and below 1")
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
