@@ -9,42 +9,44 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
 
 from excite.cost import count_cost
-from excite.models import MODELS, Architecture, create_model, list_models
-from excite.models.cifar import CifarResNet
+from excite.models import MODELS, create_model, list_models
+from excite.models.base import gate_modules
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 BEGIN, END = "<!-- table: python scripts/models_table.py -->\n", "<!-- end of table -->\n"
+
+GATES = ("none", "se", "eca")
+SMALL = 100  # images of fewer pixels a side are CIFAR's, of 10 classes
 
 
 def table() -> str:
     """The Markdown table, one row a network."""
     rows = [
-        "| network | blocks | image | parameters | + SE | + ECA | GMACs | + SE | maps moved | + SE |",
+        "| network | gates | image | parameters | + SE | + ECA | GMACs | + SE | maps moved | + SE |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     names = [name for name in list_models() if name in MODELS]
-    rows += [row(name) for name in sorted(names, key=lambda name: MODELS[name].family is CifarResNet)]
+    rows += [row(name) for name in sorted(names, key=lambda name: MODELS[name].image_size < SMALL)]
     return "\n".join(rows) + "\n"
 
 
 def row(name: str) -> str:
     """Counts of one network, plain and with the papers' gates, for one image."""
-    cifar = MODELS[name].family is CifarResNet
-    size, classes = (32, 10) if cifar else (224, 1000)
+    size = MODELS[name].image_size
     example = torch.empty(1, 3, size, size, device="meta")
     with torch.device("meta"):
-        plain, se, eca = (
-            count_cost(create_model(prefix + name, num_classes=classes), example) for prefix in ("", "se_", "eca_")
-        )
+        models = [create_model(name, gate=gate, num_classes=10 if size < SMALL else 1000) for gate in GATES]
+    plain, se, eca = (count_cost(model, example) for model in models)
     moved, added = plain.total.bytes_moved / 1e6, se.gates.bytes_moved / plain.total.bytes_moved
     cells = [
         f"`{name}`",
-        blocks(MODELS[name]),
+        gates(models[1]),
         f"{size} x {size}",
         f"{plain.total.parameters:,}",
         f"{se.gates.parameters:,}",
@@ -57,13 +59,9 @@ def row(name: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def blocks(architecture: Architecture) -> str:
-    """Kind and number of the blocks, stage by stage."""
-    layout = architecture.layout
-    if architecture.family is CifarResNet:
-        return f"basic, 3 x {layout['depth']}"
-    kind = "basic" if layout["block"].expansion == 1 else "bottleneck"
-    return f"{kind}, {', '.join(map(str, layout['depths']))}"
+def gates(model: torch.nn.Module) -> str:
+    """Number of the gates, stage by stage."""
+    return ", ".join(str(n) for n in Counter(name.split(".")[0] for name in gate_modules(model)).values())
 
 
 def main() -> int:

@@ -41,7 +41,7 @@ class NetworkSpec:
 
     Args:
         name: see the head of this file. An alias such as "se_resnet50" becomes "resnet50" with its gate.
-        gate: a gate's text; "none", or None for what the name says, which is no gate but for an alias.
+        gate: a gate's text; "none", or None for what the name says (see ``create_model``), mostly no gate.
         placement: where in a block the gate stands, see ``create_model``.
         stages: stages that have gates, counted from 1; None for all.
         variant: a named set of options of the family.
@@ -173,7 +173,7 @@ def _create(spec: NetworkSpec, gate: GateConfig | None, impl: str) -> nn.Module:
         return _SOURCES.get(source, _by_function)(spec, name)
     return create_model(
         spec.name,
-        gate=gate,
+        gate="none" if gate is None else gate,  # None would be the name's own
         placement=spec.placement,
         stages=spec.stages,
         variant=spec.variant,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -36,10 +36,14 @@ class Architecture:
     Args:
         family: the class of the network; its ``Options`` are the named options, its ``VARIANTS`` sets of them.
         layout: the family's own arguments that make it this network.
+        image_size: side of the images its paper trains and counts it on.
+        gate: the gate that belongs to the network itself, where its name alone says one.
     """
 
-    family: type[ResNet] | type[CifarResNet]
+    family: type[Classifier]
     layout: Mapping[str, Any]
+    image_size: int = 224
+    gate: str | None = None
 
 
 MODELS: dict[str, Architecture] = {
@@ -48,11 +52,11 @@ MODELS: dict[str, Architecture] = {
     "resnet50": Architecture(ResNet, {"block": Bottleneck, "depths": (3, 4, 6, 3)}),
     "resnet101": Architecture(ResNet, {"block": Bottleneck, "depths": (3, 4, 23, 3)}),
     "resnet152": Architecture(ResNet, {"block": Bottleneck, "depths": (3, 8, 36, 3)}),
-    "resnet20": Architecture(CifarResNet, {"depth": 3}),
-    "resnet32": Architecture(CifarResNet, {"depth": 5}),
-    "resnet44": Architecture(CifarResNet, {"depth": 7}),
-    "resnet56": Architecture(CifarResNet, {"depth": 9}),
-    "resnet110": Architecture(CifarResNet, {"depth": 18}),
+    "resnet20": Architecture(CifarResNet, {"depth": 3}, 32),
+    "resnet32": Architecture(CifarResNet, {"depth": 5}, 32),
+    "resnet44": Architecture(CifarResNet, {"depth": 7}, 32),
+    "resnet56": Architecture(CifarResNet, {"depth": 9}, 32),
+    "resnet110": Architecture(CifarResNet, {"depth": 18}, 32),
 }
 
 # Prefixes that name a network with its paper's own gate: SE with r = 16 and biases, ECA with adaptive k.
@@ -75,7 +79,8 @@ def create_model(
 
     Args:
         name: one of ``list_models()``. "se_resnet50" is "resnet50" with the SE paper's gate, "eca_resnet50" with ECA's.
-        gate: a gate's config or string, None or "none" for a plain network.
+        gate: a gate's config or string; "none" for a plain network; None for what the name says, which is no gate but
+            for an alias and for "senet154", whose own is SE.
         placement: "standard", "pre", "post", "identity" or "inner" (SE paper, Fig. 5; inner is its SE_3x3).
         stages: stages that have gates, counted from 1 as in ``layer1``; None for all.
         variant: a named set of options: "official" is the SE authors' networks (the stride in the first 1x1, the stem
@@ -96,7 +101,8 @@ def create_model(
     if name not in MODELS:
         raise unknown("model", name, list_models(), hint="`excite models` lists all")
     architecture = MODELS[name]
-    return architecture.family(
+    build: Callable[..., Classifier] = architecture.family
+    return build(
         **architecture.layout,
         gate=parse_gate(gate),
         placement=placement,
@@ -111,6 +117,8 @@ def create_model(
 def split_alias(name: str, gate: str | GateConfig | None = None) -> tuple[str, str | GateConfig | None]:
     """The plain name and the gate that ``name`` and ``gate`` stand for: ("se_resnet50", None) is ("resnet50", "se").
 
+    A name with a gate of its own gives it where ``gate`` is None: ("senet154", None) is ("senet154", "se").
+
     Raises:
         ValueError: an alias together with a gate, even with "none": which of the two is meant cannot be told.
     """
@@ -122,6 +130,8 @@ def split_alias(name: str, gate: str | GateConfig | None = None) -> tuple[str, s
                     f"{name!r} already says gate {own_gate!r}; for gate={str(gate)!r} name {plain!r} instead"
                 )
             return plain, own_gate
+    if gate is None and name in MODELS:
+        gate = MODELS[name].gate
     return name, gate
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from excite.errors import UserError, unknown
 from excite.gates.base import GateConfig
-from excite.models.base import Classifier, GatePlan, conv
+from excite.models.base import GatePlan, StagedClassifier, conv
 from excite.models.resnet import BasicBlock, projection
 
 __all__ = ["CifarResNet", "CifarResNetOptions", "PadShortcut"]
@@ -72,7 +72,7 @@ class PadShortcut(nn.Module):
         return f"stride={self.stride}, added_channels={self.added_channels}"
 
 
-class CifarResNet(Classifier):
+class CifarResNet(StagedClassifier):
     """A ResNet of three stages ``layer1`` to ``layer3`` of basic blocks; 6n + 2 layers for n blocks a stage.
 
     Args:
@@ -125,15 +125,11 @@ class CifarResNet(Classifier):
             downsample = None if width == channels else shortcut(channels, width, stride)
             first = build(channels, width, stride, downsample, stage=stage)
             rest = [build(width, width, 1, None, stage=stage) for _ in range(depth - 1)]
-            self.add_module(f"layer{stage}", nn.Sequential(first, *rest))
+            self.add_stage([first, *rest], channels=width, stride=width // 16)
             channels = width
         self.reset_classifier(num_classes)
         self.init_weights(zero_init_last_norm=options.zero_init_last_norm)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images [N, in_channels, H, W] -> [N, 64, ceil(H / 4), ceil(W / 4)]."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer1(x)
-        x = self.layer2(x)
-        x = self.layer3(x)
-        return x
+    def stem(self, x: Tensor) -> Tensor:
+        """Images [N, in_channels, H, W] -> [N, 16, H, W]."""
+        return F.relu(self.bn1(self.conv1(x)))

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from excite.errors import UserError, unknown
 from excite.gates.base import GateConfig
-from excite.models.base import Classifier, GatedBlock, GatePlan, conv
+from excite.models.base import GatedBlock, GatePlan, StagedClassifier, conv
 from excite.models.blocks import run_tail
 
 __all__ = ["BasicBlock", "Bottleneck", "ResNet", "ResNetOptions"]
@@ -107,13 +107,15 @@ class Bottleneck(GatedBlock):
 
     Args:
         in_channels: channels of the input.
-        width: channels of the first two convolutions; the output has four times as many.
+        width: a quarter of the output's channels.
         stride: of the convolution that ``stride_in`` names.
         downsample: the shortcut's module where it is not the identity.
         plan: the network's gates.
         stage: the stage this block belongs to, from 1.
         impl: see ``excite.ops.tail``.
         stride_in: "3x3" or "1x1".
+        inner: channels of the first and the second convolution; ``width`` both by default.
+        groups: of the 3x3 convolution.
     """
 
     expansion: ClassVar[int] = 4
@@ -128,18 +130,21 @@ class Bottleneck(GatedBlock):
         plan: GatePlan,
         stage: int,
         impl: str,
-        stride_in: str,
+        stride_in: str = "3x3",
+        inner: tuple[int, int] | None = None,
+        groups: int = 1,
     ) -> None:
         super().__init__(plan.placement, impl)
+        first, second = inner or (width, width)
         out_channels = width * self.expansion
-        self.conv1 = conv(in_channels, width, 1, stride if stride_in == "1x1" else 1)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = conv(width, width, 3, stride if stride_in == "3x3" else 1)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = conv(width, out_channels, 1)
+        self.conv1 = conv(in_channels, first, 1, stride if stride_in == "1x1" else 1)
+        self.bn1 = nn.BatchNorm2d(first)
+        self.conv2 = conv(first, second, 3, stride if stride_in == "3x3" else 1, groups)
+        self.bn2 = nn.BatchNorm2d(second)
+        self.conv3 = conv(second, out_channels, 1)
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.downsample = downsample
-        self.gate = plan.build(stage, {"pre": in_channels, "inner": width}.get(plan.placement, out_channels))
+        self.gate = plan.build(stage, {"pre": in_channels, "inner": second}.get(plan.placement, out_channels))
 
     @property
     def last_norm(self) -> nn.Module:
@@ -157,7 +162,7 @@ class Bottleneck(GatedBlock):
         return self.gate_at("post", y)
 
 
-class ResNet(Classifier):
+class ResNet(StagedClassifier):
     """A ResNet of four stages ``layer1`` to ``layer4`` with 64 to 512 (times the block's expansion) channels.
 
     Args:
@@ -208,37 +213,59 @@ class ResNet(Classifier):
             )
         self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        padded = options.stem_pool == "padded"
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1 if padded else 0, ceil_mode=not padded)
+        self.maxpool = max_pool(options.stem_pool)
         build: Callable[..., GatedBlock] = partial(
             block, plan=GatePlan(gate, placement, stages, len(depths)), impl=impl
         )
         if block is Bottleneck:
             build = partial(build, stride_in=options.stride_in)
-        channels = 64
-        for i, depth in enumerate(depths):
-            width, out_channels = 64 * 2**i, 64 * 2**i * block.expansion
-            blocks = []
-            for j in range(depth):
-                stride = 2 if i > 0 and j == 0 else 1
-                projected = stride != 1 or channels != out_channels
-                downsample = projection(channels, out_channels, stride) if projected else None
-                blocks.append(build(channels, width, stride, downsample, stage=i + 1))
-                channels = out_channels
-            self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
+        add_stages(self, build, depths, in_channels=64, expansion=block.expansion)
         self.reset_classifier(num_classes)
         self.init_weights(zero_init_last_norm=options.zero_init_last_norm)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images [N, in_channels, H, W] -> [N, num_features, ceil(H / 32), ceil(W / 32)]."""
-        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
-        x = self.layer1(x)
-        x = self.layer2(x)
-        x = self.layer3(x)
-        x = self.layer4(x)
-        return x
+    def stem(self, x: Tensor) -> Tensor:
+        """Images [N, in_channels, H, W] -> [N, 64, ceil(H / 4), ceil(W / 4)]."""
+        y: Tensor = self.maxpool(F.relu(self.bn1(self.conv1(x))))
+        return y
+
+
+def max_pool(kind: str) -> nn.MaxPool2d:
+    """The stem's 3x3/2 max-pool: "padded" by 1, or "ceil", without padding and in ceil mode."""
+    padded = kind == "padded"
+    return nn.MaxPool2d(3, stride=2, padding=1 if padded else 0, ceil_mode=not padded)
 
 
 def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
     """The shortcut of a block that changes shape: 1x1 convolution and norm (arXiv 1512.03385, option B)."""
     return nn.Sequential(conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
+
+
+def add_stages(
+    model: StagedClassifier,
+    build: Callable[..., GatedBlock],
+    depths: Sequence[int],
+    *,
+    in_channels: int,
+    expansion: int,
+    project: Callable[[int, int, int], nn.Module] = projection,
+) -> None:
+    """Four stages of 64 to 512 times ``expansion`` channels at strides 4 to 32 (arXiv 1512.03385, Table 1).
+
+    Args:
+        model: the network that gets them.
+        build: makes a block of ``(in_channels, width, stride, downsample, stage=...)``.
+        depths: number of blocks of each stage.
+        in_channels: channels after the stem.
+        expansion: the output of a block has as many times its width.
+        project: makes the shortcut where the shape changes, of ``(in_channels, out_channels, stride)``.
+    """
+    for i, depth in enumerate(depths):
+        width, out_channels = 64 * 2**i, 64 * 2**i * expansion
+        blocks = []
+        for j in range(depth):
+            stride = 2 if i > 0 and j == 0 else 1
+            same = stride == 1 and in_channels == out_channels
+            downsample = None if same else project(in_channels, out_channels, stride)
+            blocks.append(build(in_channels, width, stride, downsample, stage=i + 1))
+            in_channels = out_channels
+        model.add_stage(blocks, channels=out_channels, stride=4 * 2**i)
