@@ -91,8 +91,12 @@ class GatedBlock(nn.Module):
     Args:
         placement: where ``forward`` applies the gate, see ``GatePlan``.
         impl: which implementation the tail takes, see ``excite.ops.tail``.
+
+    Attributes:
+        has_shortcut: whether its input is added to what the branch makes of it.
     """
 
+    has_shortcut: bool = True
     gate: nn.Module | None
 
     def __init__(self, placement: str, impl: str) -> None:
@@ -194,8 +198,8 @@ class Classifier(nn.Module):
         """He's normal initialisation of the convolutions (fan-out, gain of ReLU), biases 0; gates keep their own.
 
         Args:
-            zero_init_last_norm: start every block as its shortcut, by a zero weight in its last norm. A gate that
-                reads that norm's output then starts from z = 0.
+            zero_init_last_norm: start every block that has a shortcut as this shortcut, by a zero weight in its last
+                norm. A gate that reads that norm's output then starts from z = 0.
 
         Source: arXiv 1502.01852, Sec. 2.2; the zeros, arXiv 1706.02677, Sec. 5.1.
         """
@@ -204,7 +208,7 @@ class Classifier(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            if zero_init_last_norm and isinstance(module, GatedBlock):
+            if zero_init_last_norm and isinstance(module, GatedBlock) and module.has_shortcut:
                 assert isinstance(module.last_norm, nn.BatchNorm2d)
                 nn.init.zeros_(module.last_norm.weight)
 
