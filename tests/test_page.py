@@ -147,6 +147,19 @@ def test_opens_without_an_error_or_a_request(browser: Any, path: Path, width: in
 
 @needs_chromium
 @pytest.mark.slow
+def test_no_button_sends_a_figure_anywhere(browser: Any, path: Path) -> None:
+    with opened(browser, path) as page:
+        page.locator(".plot").first.hover()
+        buttons = page.locator(".plot").first.locator(".modebar-btn")
+        titles = [b.get_attribute("data-title") for b in buttons.all()]
+        assert titles == ["Download plot", "Zoom", "Pan", "Reset axes"]
+        with page.expect_download() as download:
+            buttons.first.click()
+        assert "<svg" in Path(download.value.path()).read_text(encoding="utf-8")
+
+
+@needs_chromium
+@pytest.mark.slow
 def test_what_is_put_in_later_does_not_run(browser: Any, path: Path) -> None:
     """The policy holds even where escaping would fail. Its refusal is a complaint, so `opened` is not used."""
     page = browser.new_page()

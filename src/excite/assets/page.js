@@ -51,9 +51,10 @@
     return themed(out);
   }
 
+  // The buttons are named one by one: plotly's own set has one that sends the figure to a server.
   const config = {
-    responsive: true, displaylogo: false, displayModeBar: touch ? false : "hover", toImageButtonOptions: { format: "svg" },
-    modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
+    responsive: true, displaylogo: false, displayModeBar: touch ? false : "hover", plotlyServerURL: "",
+    modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]], toImageButtonOptions: { format: "svg" },
   };
 
   function draw(plot) {

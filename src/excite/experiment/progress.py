@@ -74,13 +74,15 @@ class CompareBar:
         self._runs, self._run = runs, 0
         self._steps = self._done = 0
         self._label = ""
-        self._rich.start()
 
     def start_run(self, label: str, total_steps: int) -> None:
         """Names the run; all runs take as many steps as this one."""
         self._run += 1
         self._steps, self._label = total_steps, label
         self._rich.update(self._task, total=total_steps * self._runs, description=self._described())
+        if self._run == 1:  # what comes before has no steps to show
+            self._rich.reset(self._task)
+            self._rich.start()
 
     def advance(self, steps: int) -> None:
         """Moves the bar."""

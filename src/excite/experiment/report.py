@@ -82,7 +82,7 @@ def comparison_page(comparison: Comparison) -> Page:
 
 
 def _typeset(text: str) -> str:
-    """Minus signs before numbers for the page; the terminal keeps to ASCII."""
+    """Numbers with a minus sign instead of a hyphen, which a terminal may lack."""
     return re.sub(r"(^|(?<=[ (]))-(?=\d)", "−", text)
 
 
@@ -198,7 +198,9 @@ def _images_part(section: Section, c: Comparison, series: Mapping[str, Series]) 
 def _details(page: Page, c: Comparison, series: Mapping[str, Series]) -> None:
     section = page.section("How it was made")
     section.folded("Recipe").facts(c.config)
-    section.folded("Data").facts(c.data)
+    classes = list(c.data["classes"])
+    shown = ", ".join(classes[:20]) + (f" and {len(classes) - 20:,} more" if len(classes) > 20 else "")
+    section.folded("Data").facts({**c.data, "classes": f"{len(classes):,}: {shown}"})
     section.folded("Machine and versions").facts({**c.machine, **c.versions})
     rows: list[Row] = [
         [

@@ -64,6 +64,7 @@ def compare(
     progress = progress or compare_progress(open_runs)
     try:
         study.costs = _costs(study, progress)
+        study.networks.clear()  # every run builds its own
         done = len(study.order) - open_runs
         if done:
             progress.say(f"{done} of {len(study.order)} runs are there already")

@@ -99,7 +99,7 @@ def _undecided(undecided: Mapping[str, Difference], *, all_of_them: bool) -> str
     seeds = sorted({d.n for d in undecided.values()})
     count = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     missed = max(d.detectable for d in undecided.values() if d.detectable is not None)
-    observed = f"{signed_points(largest.mean)} points, where {_counted(largest.critical)} would have counted"
+    observed = f"{signed_points(largest.mean)} points, where {_counted(largest.critical)}"
     if len(undecided) == 1:
         told = f"{gate} could not be told from plain with {count} seeds: {observed}"
     else:
@@ -111,8 +111,7 @@ def _undecided(undecided: Mapping[str, Difference], *, all_of_them: bool) -> str
 
 
 def _counted(critical: float) -> str:
-    """Accuracies differ by 100 points at most."""
-    return points(critical) if critical <= 1 else "no difference at all"
+    return f"{points(critical)} would have counted" if critical <= 1 else "even 100 would not have counted"
 
 
 def _untested(gate: str, d: Difference) -> str:
