@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -170,6 +171,11 @@ class Classifier(nn.Module):
     def pyramid_channels(self) -> dict[int, int]:
         """Channels of each map of ``forward_pyramid``, by its stride."""
         raise NotImplementedError
+
+    def stage_of(self, name: str) -> int | None:
+        """The stage, from 1, that the module of this dotted name belongs to; None for the stem, the head and all."""
+        layer = re.match(r"layer(\d+)(\.|$)", name)
+        return int(layer[1]) if layer else None
 
     def forward_head(self, features: Tensor) -> Tensor:
         """The last feature map [N, num_features, h, w] -> logits [N, num_classes]."""
