@@ -16,7 +16,7 @@ import torch
 
 from excite.cost import count_cost
 from excite.models import MODELS, create_model, list_models
-from excite.models.base import gate_modules
+from excite.models.base import Classifier, gate_modules
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 BEGIN, END = "<!-- table: python scripts/models_table.py -->\n", "<!-- end of table -->\n"
@@ -59,9 +59,9 @@ def row(name: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def gates(model: torch.nn.Module) -> str:
+def gates(model: Classifier) -> str:
     """Number of the gates, stage by stage."""
-    return ", ".join(str(n) for n in Counter(name.split(".")[0] for name in gate_modules(model)).values())
+    return ", ".join(str(n) for n in Counter(model.stage_of(name) for name in gate_modules(model)).values())
 
 
 def main() -> int:

@@ -14,8 +14,12 @@ from excite.gates import parse_gate
 from excite.gates.base import GateConfig
 from excite.models.base import Classifier, gate_parameters
 from excite.models.blocks import PLACEMENTS
+from excite.models.bn_inception import BNInception
 from excite.models.cifar import CifarResNet
+from excite.models.inception_resnet_v2 import InceptionResNetV2
+from excite.models.inception_v3 import InceptionV3
 from excite.models.resnet import BasicBlock, Bottleneck, ResNet
+from excite.models.vgg import VGG
 
 __all__ = [
     "ALIASES",
@@ -57,6 +61,13 @@ MODELS: dict[str, Architecture] = {
     "resnet44": Architecture(CifarResNet, {"depth": 7}, 32),
     "resnet56": Architecture(CifarResNet, {"depth": 9}, 32),
     "resnet110": Architecture(CifarResNet, {"depth": 18}, 32),
+    "vgg11_bn": Architecture(VGG, {"depths": (1, 1, 2, 2, 2)}),
+    "vgg13_bn": Architecture(VGG, {"depths": (2, 2, 2, 2, 2)}),
+    "vgg16_bn": Architecture(VGG, {"depths": (2, 2, 3, 3, 3)}),
+    "vgg19_bn": Architecture(VGG, {"depths": (2, 2, 4, 4, 4)}),
+    "bn_inception": Architecture(BNInception, {}),
+    "inception_v3": Architecture(InceptionV3, {}, 299),
+    "inception_resnet_v2": Architecture(InceptionResNetV2, {"depths": (10, 20, 10)}, 299),
 }
 
 # Prefixes that name a network with its paper's own gate: SE with r = 16 and biases, ECA with adaptive k.
