@@ -359,14 +359,8 @@ def _swatch(series: Series) -> str:
     line = f'<path d="M1 6H25" stroke="currentColor" stroke-width="2.2"{dash}/>'
     return (
         '<svg class="swatch" viewBox="0 0 26 12" width="26" height="12" aria-hidden="true" '
-        f'style="color:var(--{_variable(series.color)})">{line}<g fill="currentColor">{_MARKS[series.symbol]}</g></svg>'
+        f'style="color:var(--{series.color[1:]})">{line}<g fill="currentColor">{_MARKS[series.symbol]}</g></svg>'
     )
-
-
-def _variable(color: str) -> str:
-    """The CSS variable of a colour name: "@1" -> "c1"."""
-    name = color.removeprefix("@")
-    return f"c{name}" if name.isdigit() else name
 
 
 def _shown(value: object) -> str:

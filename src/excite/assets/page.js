@@ -9,7 +9,7 @@
   function color(name) {
     const [, key, alpha] = /^@([a-z]+|\d+)(?:\/([\d.]+))?$/.exec(name) || [];
     if (!key) return name;
-    const hex = getComputedStyle(root).getPropertyValue("--" + (/^\d/.test(key) ? "c" + key : key)).trim();
+    const hex = getComputedStyle(root).getPropertyValue("--" + key).trim();
     const [r, g, b] = [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
     return `rgba(${r},${g},${b},${alpha || 1})`;
   }
