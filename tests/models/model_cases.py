@@ -25,13 +25,35 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
+def load_as_convolutions(ours: nn.Module, theirs: nn.Module, rename: Callable[[str], str]) -> None:
+    """Weights from a network whose fully connected layers are 1x1 convolutions, checked to be all of them."""
+    source = theirs.state_dict()
+    state = {key: source.pop(rename(key)).reshape(value.shape) for key, value in ours.state_dict().items()}
+    assert not source
+    ours.load_state_dict(state, strict=True)
+
+
+def randomise_grouped(model: nn.Module, seed: int = 0) -> nn.Module:
+    """``randomise``, with convolutions that keep the variance of what they take, grouped ones too.
+
+    With a start by all output channels (``fan_out``) depthwise convolutions nearly end the signal: what is left at the
+    end of a network comes from biases, and no mistake before it shows.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for module in randomise(model, seed).modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_in", generator=generator)
+    return model
+
+
 def forward_resnet(
     state: State, x: Tensor, *, placement: str, stride_in: str = "3x3", stem_pool: str = "padded", cifar: bool = False
 ) -> Tensor:
-    """Eval-mode forward of a (CIFAR) ResNet with SE gates wherever the state dict has one."""
-    x = F.relu(
-        norm(state, "bn1", F.conv2d(x, state["conv1.weight"], stride=1 if cifar else 2, padding=1 if cifar else 3))
-    )
+    """Eval-mode forward of a (CIFAR) ResNet, ResNeXt or SENet with SE gates wherever the state dict has one."""
+    x = F.relu(norm(state, "bn1", convolve(x, state["conv1.weight"], 1 if cifar else 2)))
+    for i in (2, 3):
+        if f"conv{i}.weight" in state:
+            x = F.relu(norm(state, f"bn{i}", convolve(x, state[f"conv{i}.weight"])))
     if not cifar:
         x = F.max_pool2d(x, 3, 2, 1) if stem_pool == "padded" else F.max_pool2d(x, 3, 2, 0, ceil_mode=True)
     for stage in range(1, 5):
@@ -49,7 +71,7 @@ def forward_block(p: State, x: Tensor, stride: int, placement: str, stride_in: s
     gate: Callable[[Tensor], Tensor] = (lambda u: squeeze_excite(p, u)) if "gate.fc1.weight" in p else (lambda u: u)
     shortcut = x
     if "downsample.0.weight" in p:
-        shortcut = norm(p, "downsample.1", F.conv2d(x, p["downsample.0.weight"], stride=stride))
+        shortcut = norm(p, "downsample.1", convolve(x, p["downsample.0.weight"], stride))
     elif stride == 2:
         shortcut = torch.cat([x[:, :, ::2, ::2], torch.zeros_like(x[:, :, ::2, ::2])], dim=1)
     if placement == "identity":
@@ -57,17 +79,22 @@ def forward_block(p: State, x: Tensor, stride: int, placement: str, stride_in: s
     y = gate(x) if placement == "pre" else x
     if "conv3.weight" in p:
         first, second = (stride, 1) if stride_in == "1x1" else (1, stride)
-        y = F.relu(norm(p, "bn1", F.conv2d(y, p["conv1.weight"], stride=first)))
-        y = F.relu(norm(p, "bn2", F.conv2d(y, p["conv2.weight"], stride=second, padding=1)))
+        y = F.relu(norm(p, "bn1", convolve(y, p["conv1.weight"], first)))
+        y = F.relu(norm(p, "bn2", convolve(y, p["conv2.weight"], second)))
         y = gate(y) if placement == "inner" else y
-        y = norm(p, "bn3", F.conv2d(y, p["conv3.weight"]))
+        y = norm(p, "bn3", convolve(y, p["conv3.weight"]))
     else:
-        y = F.relu(norm(p, "bn1", F.conv2d(y, p["conv1.weight"], stride=stride, padding=1)))
+        y = F.relu(norm(p, "bn1", convolve(y, p["conv1.weight"], stride)))
         y = gate(y) if placement == "inner" else y
-        y = norm(p, "bn2", F.conv2d(y, p["conv2.weight"], padding=1))
+        y = norm(p, "bn2", convolve(y, p["conv2.weight"]))
     y = gate(y) if placement == "standard" else y
     y = F.relu(y + shortcut)
     return gate(y) if placement == "post" else y
+
+
+def convolve(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
+    """Padded to keep the size at stride 1; as many groups as the weight's shape says."""
+    return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2, groups=x.shape[1] // weight.shape[1])
 
 
 def norm(p: State, name: str, x: Tensor) -> Tensor:
@@ -81,3 +108,13 @@ def squeeze_excite(p: State, u: Tensor) -> Tensor:
     hidden = torch.relu(u.mean((2, 3)) @ p["gate.fc1.weight"].T + p["gate.fc1.bias"])
     s = torch.sigmoid(hidden @ p["gate.fc2.weight"].T + p["gate.fc2.bias"])
     return u * s[:, :, None, None]
+
+
+def load_in_order(ours: nn.Module, theirs: nn.Module, missing: tuple[str, ...] = ()) -> None:
+    """Weights from a network with the same layers in the same order under other names; ``missing`` it has not."""
+    keys = [key for key in ours.state_dict() if key not in missing]
+    values = list(theirs.state_dict().values())
+    shapes = ours.state_dict()
+    state = {key: value.reshape(shapes[key].shape) for key, value in zip(keys, values, strict=True)}
+    absent = ours.load_state_dict(state, strict=False)
+    assert absent.missing_keys == list(missing) and not absent.unexpected_keys

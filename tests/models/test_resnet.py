@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from model_cases import forward_resnet, randomise
+from model_cases import forward_resnet, load_as_convolutions, randomise
 from timm.models.resnet import Bottleneck as TimmBottleneck
 from timm.models.resnet import ResNet as TimmResNet
 from torch import nn
@@ -94,14 +94,6 @@ def test_both_tails_train_as_torchvision_does(impl):
 
 def timm_key(key):
     return key.replace(".gate.", ".se.")
-
-
-def load_as_convolutions(ours, theirs, rename):
-    """Weights from a network whose fully connected layers are 1x1 convolutions, checked to be all of them."""
-    source = theirs.state_dict()
-    state = {key: source.pop(rename(key)).reshape(value.shape) for key, value in ours.state_dict().items()}
-    assert not source
-    ours.load_state_dict(state, strict=True)
 
 
 @pytest.mark.parametrize(

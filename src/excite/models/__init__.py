@@ -19,6 +19,8 @@ from excite.models.cifar import CifarResNet
 from excite.models.inception_resnet_v2 import InceptionResNetV2
 from excite.models.inception_v3 import InceptionV3
 from excite.models.resnet import BasicBlock, Bottleneck, ResNet
+from excite.models.resnext import ResNeXt
+from excite.models.senet import SENet
 from excite.models.vgg import VGG
 
 __all__ = [
@@ -56,6 +58,9 @@ MODELS: dict[str, Architecture] = {
     "resnet50": Architecture(ResNet, {"block": Bottleneck, "depths": (3, 4, 6, 3)}),
     "resnet101": Architecture(ResNet, {"block": Bottleneck, "depths": (3, 4, 23, 3)}),
     "resnet152": Architecture(ResNet, {"block": Bottleneck, "depths": (3, 8, 36, 3)}),
+    "resnext50_32x4d": Architecture(ResNeXt, {"depths": (3, 4, 6, 3), "groups": 32, "base_width": 4}),
+    "resnext101_32x4d": Architecture(ResNeXt, {"depths": (3, 4, 23, 3), "groups": 32, "base_width": 4}),
+    "senet154": Architecture(SENet, {"depths": (3, 8, 36, 3)}, gate="se"),
     "resnet20": Architecture(CifarResNet, {"depth": 3}, 32),
     "resnet32": Architecture(CifarResNet, {"depth": 5}, 32),
     "resnet44": Architecture(CifarResNet, {"depth": 7}, 32),

@@ -127,7 +127,7 @@ class Classifier(nn.Module):
     """Feature maps, their mean over positions, and one linear layer ``fc``.
 
     A family gives ``forward_features``, ``forward_pyramid`` and ``pyramid_channels``, and sets ``fc`` by
-    ``reset_classifier``. Residual families get all but the last from ``StagedClassifier``.
+    ``reset_classifier``. Residual families have the first three from ``StagedClassifier``.
 
     Shape:
         - input: images [N, in_channels, H, W]
@@ -235,8 +235,9 @@ class StagedClassifier(Classifier):
         Args:
             blocks: its blocks in order.
             channels: of its output.
-            stride: of its output, counted from the image.
+            stride: of its output, counted from the image; larger than the stage's before.
         """
+        assert stride > max(self._pyramid, default=0)
         self._pyramid[stride] = channels
         self.add_module(f"layer{len(self._pyramid)}", nn.Sequential(*blocks))
 
