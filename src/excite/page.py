@@ -337,7 +337,7 @@ def _cell(value: Cell | str | float, index: int) -> str:
 
 def _breakable(text: str) -> str:
     """Escaped text that may wrap inside what reads as one word, such as a gate with its options."""
-    return "<wbr>".join(_escape(part) for part in re.split(r"(?<=[,(=/])", text))
+    return "<wbr>".join(_escape(part) for part in re.split(r"(?<=[,(=/:_])", text))
 
 
 _MARKS = {

@@ -170,6 +170,7 @@ def curve_figures(comparison: Comparison, series: Mapping[str, Series]) -> list[
     """Validation accuracy, its difference to plain, and both losses, epoch by epoch."""
     crowded = _crowded(comparison)
     each = "Thin: each seed. Thick: their mean." + ("" if crowded else " Band: from the lowest seed to the highest.")
+    each = each if any(len(comparison.runs_of(g.gate)) > 1 for g in comparison.gates) else "The one seed."
     drawn = (
         ("val_top1", "Validation accuracy, %", 100.0, each),
         ("train_loss", "Training loss", 1.0, "Averaged over each epoch, as training went on."),

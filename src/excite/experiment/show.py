@@ -32,13 +32,15 @@ def show_comparison(comparison: Comparison, config: CompareConfig | None = None)
     console.print()
     console.print(f"{c.config['model']} on {c.data['name']}: {runs}", markup=False, style="dim")
     console.print(comparison_table(c))
-    console.print(
-        f"Below a number its {percent(c.level)} interval over seeds; against plain it leaves out 0 exactly where "
-        "Holm's procedure over all gates decides. Needed: the smallest difference that would have counted. Latency and "
-        "training step: times plain's.",
-        markup=False,
-        style="dim",
-    )
+    said = []
+    if c.plain.accuracy.low is not None:
+        said.append(
+            f"Below a number its {percent(c.level)} interval over seeds; against plain it leaves out 0 exactly where "
+            "Holm's procedure over all gates decides. Needed: the smallest difference that would have counted."
+        )
+    if c.plain.timings:
+        said.append("Latency and training step: times plain's.")
+    console.print(" ".join(said), markup=False, style="dim")
     console.print()
     console.print(c.verdict, markup=False, style="bold")
     for line in (*c.caveats, *c.notes):
