@@ -33,17 +33,29 @@ def load_as_convolutions(ours: nn.Module, theirs: nn.Module, rename: Callable[[s
     ours.load_state_dict(state, strict=True)
 
 
-def randomise_grouped(model: nn.Module, seed: int = 0) -> nn.Module:
-    """``randomise``, with convolutions that keep the variance of what they take, grouped ones too.
+def randomise_by_data(model: nn.Module, images: Tensor, seed: int = 0) -> nn.Module:
+    """``randomise``, with statistics of norms that fit the maps they get, up to a shift and a factor.
 
-    With a start by all output channels (``fan_out``) depthwise convolutions nearly end the signal: what is left at the
-    end of a network comes from biases, and no mistake before it shows.
+    Through dozens of norms whose statistics fit nothing the signal ends: depthwise networks then give the same output
+    for any image, and no mistake before the last layers shows.
     """
     generator = torch.Generator().manual_seed(seed)
-    for module in randomise(model, seed).modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_in", generator=generator)
-    return model
+
+    def fit(norm: nn.BatchNorm2d, args: tuple[Tensor, ...]) -> None:
+        var, mean = torch.var_mean(args[0], (0, 2, 3))
+        shift = torch.empty(mean.shape, dtype=mean.dtype).normal_(0, 0.3, generator=generator)
+        factor = torch.empty(var.shape, dtype=var.dtype).uniform_(0.5, 2.0, generator=generator)
+        norm.running_mean.copy_(mean + shift * var.sqrt())
+        norm.running_var.copy_(factor * var)
+
+    norms = [module for module in randomise(model, seed).modules() if isinstance(module, nn.BatchNorm2d)]
+    hooks = [norm.register_forward_pre_hook(fit) for norm in norms]
+    training = model.training
+    with torch.no_grad():
+        model.eval()(images)
+    for hook in hooks:
+        hook.remove()
+    return model.train(training)
 
 
 def forward_resnet(

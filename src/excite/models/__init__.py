@@ -16,12 +16,18 @@ from excite.models.base import Classifier, gate_parameters
 from excite.models.blocks import PLACEMENTS
 from excite.models.bn_inception import BNInception
 from excite.models.cifar import CifarResNet
+from excite.models.cifar_preact import PreactBasicBlock, PreactBottleneck, PreactResNet
 from excite.models.inception_resnet_v2 import InceptionResNetV2
 from excite.models.inception_v3 import InceptionV3
+from excite.models.mobilenet import MobileNetV1
+from excite.models.mobilenetv2 import MobileNetV2
 from excite.models.resnet import BasicBlock, Bottleneck, ResNet
 from excite.models.resnext import ResNeXt
 from excite.models.senet import SENet
+from excite.models.shake_shake import ShakeEvenResNeXt, ShakeShakeResNet
+from excite.models.shufflenet import ShuffleNetV1
 from excite.models.vgg import VGG
+from excite.models.wide_resnet import WideResNet
 
 __all__ = [
     "ALIASES",
@@ -66,6 +72,12 @@ MODELS: dict[str, Architecture] = {
     "resnet44": Architecture(CifarResNet, {"depth": 7}, 32),
     "resnet56": Architecture(CifarResNet, {"depth": 9}, 32),
     "resnet110": Architecture(CifarResNet, {"depth": 18}, 32),
+    "preresnet110": Architecture(PreactResNet, {"block": PreactBasicBlock, "depth": 18}, 32),
+    "preresnet164": Architecture(PreactResNet, {"block": PreactBottleneck, "depth": 18}, 32),
+    "wrn16_8": Architecture(WideResNet, {"depth": 2, "widen": 8}, 32),
+    "wrn28_10": Architecture(WideResNet, {"depth": 4, "widen": 10}, 32),
+    "shake_shake26_2x96d": Architecture(ShakeShakeResNet, {"depth": 4, "width": 96}, 32),
+    "shake_even29_2x4x64d": Architecture(ShakeEvenResNeXt, {"depth": 3, "groups": 4}, 32),
     "vgg11_bn": Architecture(VGG, {"depths": (1, 1, 2, 2, 2)}),
     "vgg13_bn": Architecture(VGG, {"depths": (2, 2, 2, 2, 2)}),
     "vgg16_bn": Architecture(VGG, {"depths": (2, 2, 3, 3, 3)}),
@@ -73,6 +85,9 @@ MODELS: dict[str, Architecture] = {
     "bn_inception": Architecture(BNInception, {}),
     "inception_v3": Architecture(InceptionV3, {}, 299),
     "inception_resnet_v2": Architecture(InceptionResNetV2, {"depths": (10, 20, 10)}, 299),
+    "mobilenetv1": Architecture(MobileNetV1, {}),
+    "mobilenetv2": Architecture(MobileNetV2, {}),
+    "shufflenetv1": Architecture(ShuffleNetV1, {}),
 }
 
 # Prefixes that name a network with its paper's own gate: SE with r = 16 and biases, ECA with adaptive k.
