@@ -1,5 +1,6 @@
 """A run that was interrupted ends as one that was not: weights, curves and scores, bit for bit."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -106,6 +107,12 @@ def test_between_the_two_moves_of_a_save_the_previous_state_serves(data, cut, ca
     (cut / "last.ckpt").unlink()
     train(tiny_config(cut), data=data, progress=Silent())
     assert "after epoch 1" in caplog.text
+
+
+def test_other_versions_are_pointed_out(data, cut, caplog, monkeypatch):
+    monkeypatch.setattr("excite.training.folder.versions", lambda: {"torch": "99.0"})
+    train(tiny_config(cut), data=data, progress=Silent())
+    assert re.search(r"it was begun with python 3\S+, torch \d\S+, .*bits may differ", caplog.text)
 
 
 def test_a_run_is_not_continued_on_other_data(data, cut):

@@ -10,7 +10,7 @@ from excite.data import DataSet
 from excite.errors import UserError
 from excite.training.config import TrainConfig
 from excite.training.files import read_state, write_atomic
-from excite.training.result import RunResult, describe_data
+from excite.training.result import RunResult, describe_data, versions
 
 __all__ = ["RunFolder"]
 
@@ -99,6 +99,9 @@ class RunFolder:
             if (held := state["excite"]["data"]) != describe_data(data):
                 raise UserError(f"{self.path} holds a run on other data ({held['name']}): name another folder with out")
             log.warning("continuing %s after epoch %d", self.path, len(state["excite"]["rows"]))
+            if (begun := state["excite"]["versions"]) != versions():
+                changed = [f"{name} {old}" for name, old in begun.items() if versions().get(name) != old]
+                log.warning("it was begun with %s: bits may differ from an uninterrupted run's", ", ".join(changed))
             return path
         if self.state.exists() or self.previous_state.exists():
             log.warning("no whole state in %s: training starts again at the beginning", self.path)

@@ -18,7 +18,7 @@ from excite.errors import UserError
 from excite.training.batches import image_preparer, train_or_val_loader
 from excite.training.config import TrainConfig
 from excite.training.optimizers import make_optimizer
-from excite.training.result import describe_data
+from excite.training.result import describe_data, versions
 from excite.training.schedules import learning_rate
 from excite.training.scores import Tally
 from excite.training.seeds import seed_step
@@ -78,7 +78,7 @@ class Task(pl.LightningModule):
         """The loss of one batch."""
         config, trainer = self.config, self.trainer
         epoch = trainer.current_epoch
-        seed_step(config.seed, epoch, batch_idx, trainer.global_rank)
+        seed_step(config.seed, epoch, batch_idx, trainer.global_rank, batch.images.device)
         rate = self._learning_rate(trainer.global_step)
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = rate
@@ -130,7 +130,7 @@ class Task(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the figures so far, so that a resumed run's curves are whole."""
         figures = {"rows": self.rows, "step_loss": self.step_loss, "outcome": self.outcome}
-        checkpoint["excite"] = figures | {"data": self.data_description}
+        checkpoint["excite"] = figures | {"data": self.data_description, "versions": versions()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the figures so far back."""

@@ -100,7 +100,7 @@ def describe_data(data: DataSet) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Versions of Python and of the installed packages that can change a number."""
     # torch's own word says which build it is, the package's does not.
-    found = {"python": platform.python_version(), "torch": torch.__version__}
+    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
     for package in ("excite", "torchvision", "lightning", "numpy"):
         try:
             found[package] = version(package)

@@ -13,15 +13,18 @@ import torch
 __all__ = ["isolated_generators", "seed_step"]
 
 
-def seed_step(seed: int, epoch: int, step: int, rank: int = 0) -> None:
-    """Seeds the global generators of torch, numpy and Python for one training step.
+def seed_step(seed: int, epoch: int, step: int, rank: int = 0, device: torch.device | None = None) -> None:
+    """Seeds the global generators of torch (of the CPU and of ``device``), numpy and Python for one training step.
 
     What dropout or stochastic depth draws then depends on (seed, epoch, step, rank) alone: not on what a gate's own
     initialisation or forward pass consumed, and not on whether the run was interrupted before.
     """
     digest = hashlib.blake2b(f"{seed} {epoch} {step} {rank}".encode(), digest_size=8).digest()
     word = int.from_bytes(digest, "little")
-    torch.manual_seed(word)
+    # Not torch.manual_seed: it asks for every accelerator there might be, which costs more than a small step.
+    torch.default_generator.manual_seed(word)
+    if device is not None and device.type != "cpu":
+        torch.get_device_module(device).manual_seed(word)
     numpy.random.seed(word & 0xFFFFFFFF)
     random.seed(word)
 
