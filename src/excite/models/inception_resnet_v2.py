@@ -11,8 +11,7 @@ Cadene, pytorchcv, Keras and two Caffe files come. It differs from the paper's f
     behind the units    a 1x1 convolution to 1536     nothing
     last unit           scale 1, no ReLU              like the others
 
-Of other differences between published code, Keras' norms have no scale, and one Caffe file counts the padding in the
-stem's average pool, where the others do not.
+Keras' norms also have no scale, and Caffe counts the padding in the stem's average pool where the others leave it out.
 
 The SE paper gives neither an architecture nor a file for its SE-Inception-ResNet-v2. By its rules for residual networks
 (arXiv 1709.01507, Sec. 3.3) the gates stand in the 40 residual units, on the branch before the addition; see
