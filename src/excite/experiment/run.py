@@ -47,7 +47,7 @@ def compare(
 
     Args:
         config: the recipe, gates, seeds and folder.
-        gates: compare these instead of ``config.gates``; configs may be of gates that have no name.
+        gates: compare these instead of ``config.gates``, each as ``parse_gate`` takes it.
         data: use this set instead of loading ``config.data``.
         progress: told how far the comparison is; None shows a bar on a terminal, else a line an epoch.
 
