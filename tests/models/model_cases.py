@@ -104,6 +104,52 @@ def forward_block(p: State, x: Tensor, stride: int, placement: str, stride_in: s
     return gate(y) if placement == "post" else y
 
 
+def forward_preact(
+    state: State, x: Tensor, *, placement: str, stride_in: str = "1x1", first_activated: bool = True
+) -> Tensor:
+    """Eval-mode forward of a pre-activation ResNet with SE gates wherever the state dict has one."""
+    x = convolve(x, state["conv1.weight"])
+    for stage in range(1, 4):
+        for i in range(100):
+            prefix = f"layer{stage}.{i}."
+            p = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            if not p:
+                break
+            stride = 2 if stage > 1 and i == 0 else 1
+            x = preact_block(p, x, stride, placement, stride_in, first_activated and (stage, i) == (1, 0))
+    x = F.relu(norm(state, "bn", x))
+    return F.linear(x.mean((2, 3)), state["fc.weight"], state["fc.bias"])
+
+
+def preact_block(p: State, x: Tensor, stride: int, placement: str, stride_in: str, first_activated: bool) -> Tensor:
+    gate: Callable[[Tensor], Tensor] = (lambda u: squeeze_excite(p, u)) if "gate.fc1.weight" in p else (lambda u: u)
+    before = gate if placement == "pre" else (lambda u: u)
+    added = len(p["conv3.weight" if "conv3.weight" in p else "conv2.weight"]) - x.shape[1]
+    if added or stride == 2 or first_activated:
+        x = F.relu(norm(p, "bn1", x))
+        y = before(x)
+    else:
+        y = F.relu(norm(p, "bn1", before(x)))
+    shortcut = x
+    if "downsample.weight" in p:
+        shortcut = convolve(x, p["downsample.weight"], stride)
+    elif added:
+        kept = x[:, :, ::stride, ::stride]
+        shortcut = torch.cat([kept, kept.new_zeros(len(x), added, *kept.shape[2:])], dim=1)
+    if placement == "identity":
+        shortcut = gate(shortcut)
+    if "conv3.weight" in p:
+        first, second = (stride, 1) if stride_in == "1x1" else (1, stride)
+        y = F.relu(norm(p, "bn2", convolve(y, p["conv1.weight"], first)))
+        y = F.relu(norm(p, "bn3", convolve(y, p["conv2.weight"], second)))
+        y = convolve(gate(y) if placement == "inner" else y, p["conv3.weight"])
+    else:
+        y = F.relu(norm(p, "bn2", convolve(y, p["conv1.weight"], stride)))
+        y = convolve(gate(y) if placement == "inner" else y, p["conv2.weight"])
+    y = (gate(y) if placement == "standard" else y) + shortcut
+    return gate(y) if placement == "post" else y
+
+
 def convolve(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
     """Padded to keep the size at stride 1; as many groups as the weight's shape says."""
     return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2, groups=x.shape[1] // weight.shape[1])

@@ -5,14 +5,14 @@
                                                        ("keep")
     eval                 (b1 + b2) / 2
 
-Source: Shake-Shake regularization (arXiv 1705.07485, Sec. 1.1 and 2) and the author's released code.
+Source: Shake-Shake regularization (arXiv 1705.07485, Sec. 1.2 and 1.3) and the author's released code.
 
 Where a gate stands. The SE paper (arXiv 1709.01507) gates a residual branch's output before the addition (Sec. 3.3,
 Fig. 3), and says no more of these networks, where two branches are added. Here each branch has a gate of its own, after
 its last norm and before the two are mixed: a gate that read the mixture would read the shaking too.
 
 The draws come from torch's global generator of the images' device, so a seed fixes them. Both are made in the forward
-pass, in float32, and their number does not depend on the gates.
+pass, in float32, and neither gates nor options change how many there are.
 """
 
 from __future__ import annotations
@@ -67,18 +67,14 @@ def mix(first: Tensor, second: Tensor, *, forward: str, backward: str) -> Tensor
     Returns:
         [N, C, H, W]; its gradient is shared by weights of their own.
     """
-    alpha = _weights(first, forward)
-    beta = alpha if backward == "keep" else _weights(first, backward)
+    # One draw for both: a compiler that drops or moves an unused one would shift all that follow.
+    alpha, beta = torch.rand((2, len(first), 1, 1, 1), dtype=torch.float32, device=first.device).to(first.dtype)
+    if forward == "even":
+        alpha = torch.full_like(alpha, 0.5)
+    if backward != "shake":
+        beta = alpha if backward == "keep" else torch.full_like(beta, 0.5)
     mixed: Tensor = _Mix.apply(first, second, alpha, beta)
     return mixed
-
-
-def _weights(like: Tensor, how: str) -> Tensor:
-    """Weights of the first branch, [N, 1, 1, 1]."""
-    shape = (len(like), 1, 1, 1)
-    if how == "even":
-        return torch.full(shape, 0.5, dtype=like.dtype, device=like.device)
-    return torch.rand(shape, dtype=torch.float32, device=like.device).to(like.dtype)
 
 
 class _Mix(torch.autograd.Function):
@@ -116,7 +112,7 @@ class ShakeBranch(GatedBlock):
 
 
 class BasicBranch(ShakeBranch):
-    """Two 3x3 convolutions (arXiv 1705.07485, Sec. 2.1).
+    """Two 3x3 convolutions (arXiv 1705.07485, Sec. 2.1.1).
 
     Args:
         in_channels: channels of the input.
@@ -148,7 +144,7 @@ class BasicBranch(ShakeBranch):
 
 
 class ResNeXtBranch(ShakeBranch):
-    """1x1, grouped 3x3 and widening 1x1 convolutions (arXiv 1611.05431, Fig. 3c; the author's code).
+    """1x1, grouped 3x3 and widening 1x1 convolutions (arXiv 1705.07485, Sec. 2.2; arXiv 1611.05431, Fig. 3c).
 
     Args:
         in_channels: channels of the input.
@@ -247,7 +243,8 @@ class ShakeBlock(GatedBlock):
 class ShiftShortcut(nn.Module):
     """Half the channels from every ``stride``-th position, half from its neighbour up and left, and a norm.
 
-    The second half sees what striding alone would leave out (arXiv 1705.07485, Sec. 2.1; the author's code).
+    The second half sees what striding alone would leave out (arXiv 1705.07485, Sec. 2.1.1; the norm is in the author's
+    code only).
 
     Args:
         in_channels: channels of the input.

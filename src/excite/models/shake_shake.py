@@ -3,7 +3,7 @@
 In training ``shake_shake26_2x96d`` shakes both passes, ``shake_even29_2x4x64d`` the forward pass only; ``shake`` says
 what that is, and where gates stand.
 
-Source: Shake-Shake regularization (arXiv 1705.07485, Sec. 2.1 and 2.3) and the author's released code. The SE paper
+Source: Shake-Shake regularization (arXiv 1705.07485, Sec. 2.1.1 and 2.2) and the author's released code. The SE paper
 (arXiv 1709.01507, Tables 4 and 5) has both, trained with Cutout (``excite.data.cutout``).
 
 The CIFAR-10 network has its ReLUs first in each branch and none after the addition, as the author's code does; its
