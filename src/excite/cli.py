@@ -36,6 +36,7 @@ class Verb:
         run: home of the function that does the work; it takes the config.
         show: home of the function that prints what ``run`` returned; it takes that and the config. None: nothing to do.
         positional: fields that may be given without a flag.
+        continues: whether the same command goes on where an interrupted one stopped.
         extra: the extra of the package that brings what the verb needs beyond torch.
     """
 
@@ -44,6 +45,7 @@ class Verb:
     run: str
     show: str | None = None
     positional: tuple[str, ...] = ()
+    continues: bool = False
     extra: str = "train"
 
 
@@ -53,6 +55,7 @@ VERBS: dict[str, Verb] = {
         config="excite.experiment.config:CompareConfig",
         run="excite.experiment.run:compare",
         show="excite.experiment.show:show_comparison",
+        continues=True,
         extra="compare",
     ),
     "train": Verb(
@@ -60,6 +63,7 @@ VERBS: dict[str, Verb] = {
         config="excite.training.config:TrainConfig",
         run="excite.training.run:train",
         show="excite.training.show:show_run",
+        continues=True,
     ),
     "eval": Verb(
         help="score a trained network: top-1, top-5, loss, each class, confusion",
@@ -105,7 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"excite: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("excite: stopped. The same command continues after the last whole epoch.", file=sys.stderr)
+        verb = VERBS.get(arguments[0]) if arguments else None
+        hint = " The same command continues after the last whole epoch." if verb and verb.continues else ""
+        print(f"excite: stopped.{hint}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); nobody is left to tell.

@@ -35,8 +35,19 @@ def reader_count(workers: int | None, split: Split) -> int:
     return 0 if split.in_memory else min(8, os.cpu_count() or 1)
 
 
-def train_or_val_loader(data: DataSet, config: TrainConfig, train: bool, rank: int, ranks: int) -> Loader:
-    """The loader of one rank for training or for validation under a config."""
+def train_or_val_loader(
+    data: DataSet, config: TrainConfig, train: bool, rank: int, ranks: int, pin_memory: bool
+) -> Loader:
+    """The loader of one rank for training or for validation under a config.
+
+    Args:
+        data: the set.
+        config: the recipe and the seed.
+        train: for training, else for validation.
+        rank: this process.
+        ranks: how many there are.
+        pin_memory: give batches in page-locked memory, from which copies to a GPU are faster.
+    """
     split = data.train if train else data.val
     return make_loader(
         split,
@@ -49,4 +60,5 @@ def train_or_val_loader(data: DataSet, config: TrainConfig, train: bool, rank: i
         world_size=ranks,
         workers=reader_count(config.workers, split),
         augment=config.augment,
+        pin_memory=pin_memory,
     )

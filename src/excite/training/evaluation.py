@@ -150,7 +150,10 @@ def _device(config: EvalConfig) -> torch.device:
 def _score(network: nn.Module, data: DataSet, config: EvalConfig, device: torch.device) -> Scores:
     split = data.train if config.split == "train" else data.val
     workers = reader_count(config.workers, split)
-    loader = make_loader(split, data, config.batch_size, train=False, seed=0, workers=workers, augment=False)
+    pinned = device.type == "cuda"
+    loader = make_loader(
+        split, data, config.batch_size, train=False, seed=0, workers=workers, augment=False, pin_memory=pinned
+    )
     prepare = image_preparer(data, config.precision, config.channels_last)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     network = network.eval().to(device).to(memory_format=layout)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from pathlib import Path
 
@@ -10,11 +9,10 @@ from excite.data import DataSet
 from excite.errors import UserError
 from excite.training.config import TrainConfig
 from excite.training.files import read_state, write_atomic
+from excite.training.progress import say
 from excite.training.result import RunResult, describe_data, versions
 
 __all__ = ["RunFolder"]
-
-log = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -57,7 +55,8 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"out={str(self.path)!r} is a file: name a folder")
-        if not self.path.exists() or not any(self.path.iterdir()):
+        # Another rank may be writing its first file.
+        if not self.path.exists() or all(file.suffix == ".part" for file in self.path.iterdir()):
             return
         if not self.config.exists():
             raise UserError(f"{self.path} is not empty and holds no run: name another folder with out")
@@ -94,15 +93,15 @@ class RunFolder:
             try:
                 state = read_state(path)
             except UserError as error:
-                log.warning("%s; it is not used", error)
+                say("%s; it is not used", error)
                 continue
             if (held := state["excite"]["data"]) != describe_data(data):
                 raise UserError(f"{self.path} holds a run on other data ({held['name']}): name another folder with out")
-            log.warning("continuing %s after epoch %d", self.path, len(state["excite"]["rows"]))
+            say("continuing %s after epoch %d", self.path, len(state["excite"]["rows"]))
             if (begun := state["excite"]["versions"]) != versions():
                 changed = [f"{name} {old}" for name, old in begun.items() if versions().get(name) != old]
-                log.warning("it was begun with %s: bits may differ from an uninterrupted run's", ", ".join(changed))
+                say("it was begun with %s: bits may differ from an uninterrupted run's", ", ".join(changed))
             return path
         if self.state.exists() or self.previous_state.exists():
-            log.warning("no whole state in %s: training starts again at the beginning", self.path)
+            say("no whole state in %s: training starts again at the beginning", self.path)
         return None

@@ -139,7 +139,9 @@ class Task(pl.LightningModule):
 
     def _loader_maker(self, data: DataSet) -> Callable[[bool], Loader]:
         def make(train: bool) -> Loader:
-            return train_or_val_loader(data, self.config, train, self.trainer.global_rank, self.trainer.world_size)
+            trainer = self.trainer
+            pinned = trainer.strategy.root_device.type == "cuda"
+            return train_or_val_loader(data, self.config, train, trainer.global_rank, trainer.world_size, pinned)
 
         return make
 

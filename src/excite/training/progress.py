@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-__all__ = ["Bar", "Lines", "Progress", "Silent", "default_progress", "describe_row", "is_first_process"]
+__all__ = ["Bar", "Lines", "Progress", "Silent", "default_progress", "describe_row", "is_first_process", "say"]
+
+log = logging.getLogger("excite.training")
 
 
 class Progress(Protocol):
@@ -95,6 +98,12 @@ def is_first_process() -> bool:
         return os.environ["RANK"] == "0"
     places = ("SLURM_PROCID", "NODE_RANK", "GROUP_RANK", "LOCAL_RANK")
     return all(os.environ.get(place, "0") == "0" for place in places)
+
+
+def say(message: str, *values: object) -> None:
+    """Gives the user a notice, once for all ranks, through logging: on stderr unless that is set up otherwise."""
+    if is_first_process():
+        log.warning(message, *values)
 
 
 def describe_row(row: Mapping[str, Any]) -> str:

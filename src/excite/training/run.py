@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from excite.timing import describe_machine
 from excite.training.config import TrainConfig
 from excite.training.files import write_atomic
 from excite.training.folder import RunFolder
-from excite.training.progress import Progress, Silent, default_progress, is_first_process
+from excite.training.progress import Progress, Silent, default_progress, is_first_process, say
 from excite.training.result import RunResult, versions
 from excite.training.seeds import isolated_generators
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from excite.training.module import Task
 
 __all__ = ["network_spec", "train"]
-
-log = logging.getLogger(__name__)
 
 
 def train(
@@ -67,7 +65,7 @@ def train(
     folder = RunFolder.of(config)
     folder.check(config)
     if (result := folder.finished()) is not None:
-        log.warning("%s is finished already: nothing to train", folder.path)
+        say("%s is finished already: nothing to train", folder.path)
         return result
     if data is None:
         data = load_data(
@@ -76,6 +74,8 @@ def train(
             download=config.download,
             bad_image_limit=config.bad_image_limit,
         )
+        for note in data.notes:
+            say("%s", note)
     spec = network_spec(config, data)
     if network is None:
         network = build(spec, seed=config.seed, gate=gate, impl=config.impl)
@@ -121,6 +121,8 @@ class _Job:
 
 def _fit(job: _Job, progress: Progress | None) -> RunResult:
     # Lightning takes seconds to load.
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
     from excite.training.callbacks import MovingAverage, Recorder, StateFiles
     from excite.training.launch import make_trainer, quiet_lightning
     from excite.training.module import Task
@@ -143,8 +145,10 @@ def _fit(job: _Job, progress: Progress | None) -> RunResult:
         try:
             trainer.fit(task, ckpt_path=folder.resume_point(job.data), weights_only=True)
         except SystemExit as error:
-            # What Lightning makes of ctrl-C.
-            raise KeyboardInterrupt from None if isinstance(error.__context__, KeyboardInterrupt) else error
+            # What Lightning makes of ctrl-C, and of SIGTERM, which would end with exit code 0.
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            raise SystemExit(128 + signal.SIGTERM) from None if isinstance(error, SIGTERMException) else error
         finally:
             recorder.close()
     result = _result(job, task)
