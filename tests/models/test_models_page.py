@@ -7,18 +7,35 @@ from pathlib import Path
 import pytest
 import torch
 
+from excite.models import MODELS
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "models.md").read_text()
 
 
-def test_the_table_is_counted_not_typed():
+def load_script():
     spec = importlib.util.spec_from_file_location("models_table", ROOT / "scripts" / "models_table.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+@pytest.mark.slow
+def test_the_table_is_counted_not_typed():
+    script = load_script()
     assert f"{script.BEGIN}{script.table()}{script.END}" in PAGE
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnet20", "wrn16_8", "shake_shake26_2x96d", "vgg11_bn", "mobilenetv2"])
+def test_rows_are_counted_not_typed(name):
+    assert load_script().row(name) + "\n" in PAGE
+
+
+def test_the_table_has_every_network():
+    assert set(re.findall(r"^\| `(\w+)` \| [\d, ]+ \|", PAGE, re.MULTILINE)) == set(MODELS)
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
 def test_examples_run(code):
     with torch.device("meta"):
-        exec("from excite import create_model\n" + code, {})
+        exec("import torch\nfrom excite import create_model\n" + code, {})
