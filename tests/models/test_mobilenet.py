@@ -305,6 +305,17 @@ def test_features_and_classifier(name, channels):
         model.reset_classifier(-1)
 
 
+@pytest.mark.parametrize("name", ["mobilenetv1", "mobilenetv2", "shufflenetv1"])
+def test_the_signal_reaches_the_end_of_a_fresh_network(name):
+    """Also before its norms have seen data. Depthwise weights by torch's fan-out would leave 1e-12 of it or less."""
+    model = create_model(name, num_classes=10).eval()
+    y = model(torch.randn(4, 3, 64, 64)) - model(torch.zeros(1, 3, 64, 64))
+    assert 1e-4 < y.std() < 1e2
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.groups == module.in_channels:
+            assert module.weight.std().item() == pytest.approx((2 / 9) ** 0.5, rel=0.25)
+
+
 def test_v2_dropout_before_the_classifier():
     model = create_model("mobilenetv2", num_classes=3, dropout=0.9).train()
     features = torch.rand(4, 1280, 2, 2)

@@ -211,7 +211,9 @@ class Classifier(nn.Module):
         """
         for module in _outside_gates(self):
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                # A depthwise filter's channel goes to one channel only, which torch's fan-out does not see.
+                depthwise = module.groups == module.in_channels > 1
+                nn.init.kaiming_normal_(module.weight, mode="fan_in" if depthwise else "fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             if zero_init_last_norm and isinstance(module, GatedBlock) and module.has_shortcut:
