@@ -263,6 +263,17 @@ def test_a_folder_of_another_run_is_refused(run, data):
         train(tiny_config(result.run_dir, gate="se", resume=False), data=data)
 
 
+def test_a_finished_run_on_other_data_is_not_this_one(run):
+    result, _ = run
+    with pytest.raises(UserError, match=r"holds a run on other data \(tiny\)"):
+        train(tiny_config(result.run_dir, gate="se"), data=tiny_data(seed=1))
+
+
+def test_a_network_of_ones_own_needs_a_folder(data):
+    with pytest.raises(UserError, match="needs out"):
+        train(TrainConfig(), data=data, network=Dropping(False))
+
+
 def test_a_folder_of_something_else_is_refused(data, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match="is not empty and holds no run"):

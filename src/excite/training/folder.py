@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from excite.data import DataSet
 from excite.errors import UserError
@@ -70,9 +71,18 @@ class RunFolder:
         if not config.resume:
             raise UserError(f"{self.path} holds a run already: name another folder with out, or give resume=true")
 
-    def finished(self) -> RunResult | None:
-        """The result, if the run is over."""
-        return RunResult.load(self.path) if self.result.exists() else None
+    def finished(self, data: DataSet | None = None) -> RunResult | None:
+        """The result, if the run is over.
+
+        Raises:
+            ValueError: it is of other data than ``data``, or its file is damaged.
+        """
+        if not self.result.exists():
+            return None
+        result = RunResult.load(self.path)
+        if data is not None:
+            self._check_data(result.data, data)
+        return result
 
     def claim(self, config: TrainConfig, data: DataSet) -> None:
         """Makes the folder and writes what is known before training."""
@@ -95,8 +105,7 @@ class RunFolder:
             except UserError as error:
                 say("%s; it is not used", error)
                 continue
-            if (held := state["excite"]["data"]) != describe_data(data):
-                raise UserError(f"{self.path} holds a run on other data ({held['name']}): name another folder with out")
+            self._check_data(state["excite"]["data"], data)
             say("continuing %s after epoch %d", self.path, len(state["excite"]["rows"]))
             if (begun := state["excite"]["versions"]) != versions():
                 changed = [f"{name} {old}" for name, old in begun.items() if versions().get(name) != old]
@@ -105,3 +114,7 @@ class RunFolder:
         if self.state.exists() or self.previous_state.exists():
             say("no whole state in %s: training starts again at the beginning", self.path)
         return None
+
+    def _check_data(self, held: dict[str, Any], data: DataSet) -> None:
+        if held != describe_data(data):
+            raise UserError(f"{self.path} holds a run on other data ({held['name']}): name another folder with out")

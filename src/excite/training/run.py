@@ -14,6 +14,7 @@ from torch import nn
 
 from excite.checkpoint import save_checkpoint
 from excite.data import DataSet, load_data
+from excite.errors import UserError
 from excite.gates import GateConfig, parse_gate
 from excite.networks import NetworkSpec, build
 from excite.timing import describe_machine
@@ -46,7 +47,7 @@ def train(
     Args:
         config: the recipe, gate, seed and folder.
         network: train this one, in place, instead of building ``config.model``: images [B, C, H, W] to logits
-            [B, classes].
+            [B, classes]. The run's checkpoints say what the config says; ``out`` must be given.
         data: use this set instead of loading ``config.data``.
         gate: use this gate instead of ``config.gate``; its string is recorded.
         progress: told how far the run is; None shows a bar on a terminal, else a line an epoch.
@@ -62,9 +63,11 @@ def train(
     gate = gate if gate is not None else parse_gate(config.gate)
     if gate is not None:
         config = dataclasses.replace(config, gate=str(gate))
+    if network is not None and config.out is None:
+        raise UserError("train(network=...) needs out: no setting tells one network of yours from another")
     folder = RunFolder.of(config)
     folder.check(config)
-    if (result := folder.finished()) is not None:
+    if (result := folder.finished(data)) is not None:
         say("%s is finished already: nothing to train", folder.path)
         return result
     if data is None:
