@@ -17,7 +17,7 @@ from excite.errors import UserError
 from excite.gates import SEConfig
 from excite.models import MODELS, PLACEMENTS, create_model, gate_parameters
 from excite.models.base import GatePlan, gate_modules
-from excite.models.inception import Branch, Conv, InceptionUnit, ResidualInceptionUnit
+from excite.models.inception import Branch, Conv, InceptionNetwork, InceptionUnit, ResidualInceptionUnit
 from excite.models.inception_resnet_v2 import InceptionResNetV2
 from tolerances import PARITY, PEER_SCALED, PRINTED_MACS
 
@@ -309,6 +309,17 @@ def test_pyramid_ends_in_the_features():
     assert model(x.double()).shape == (2, 3)
     model.reset_classifier(0)
     assert model(x.double()).shape == (2, 1024)
+
+
+def test_dropout_is_in_training_alone_and_before_the_classifier():
+    model = InceptionNetwork({32: 64}, {}, in_channels=3, impl="auto", dropout=0.5)
+    model.reset_classifier(0)
+    features = torch.ones(4, 64, 2, 2)
+    assert set(model.forward_head(features).unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(model.eval().forward_head(features), torch.ones(4, 64))
+    defaults = {"bn_inception": 0.0, "inception_v3": 0.5, "inception_resnet_v2": 0.2}
+    assert {name: on_meta(name).dropout.p for name in NAMES} == defaults
+    assert {on_meta(name, dropout=0.25).dropout.p for name in NAMES[1:]} == {0.25}
 
 
 @pytest.mark.parametrize(
