@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from excite.data.counter import Stream, below, coin, random_bits
+from excite.data.cutout import cutout as cut_out
 from excite.data.dataset import DataSet
 from excite.errors import UserError
 
@@ -24,12 +25,14 @@ def prepare(
     seed: int,
     epoch: int,
     augment: bool = True,
+    cutout: int | None = None,
 ) -> Tensor:
     """A batch as a network takes it.
 
     Training pictures are augmented: those of sets in memory are padded by an eighth with black, cut back at random
     and flipped left to right by chance (He et al., arXiv 1512.03385, Sec. 4.2); those of folders, cut by the loader
-    already, are flipped. Every draw is a function of (seed, epoch, index) alone. Then mean and deviation are taken out.
+    already, are flipped. Then mean and deviation are taken out, and ``cutout`` blanks a square of every training
+    picture. Every draw is a function of (seed, epoch, index) alone.
 
     Args:
         images: uint8 [B, C, S, S], as a loader gives them, on any device.
@@ -39,12 +42,13 @@ def prepare(
         seed: the run's seed.
         epoch: counts from 0.
         augment: False only normalises.
+        cutout: side of the blanked square in pixels, see ``excite.data.cutout``; None blanks nothing.
 
     Returns:
         float32 [B, C, S, S] on the device of ``images``.
 
     Raises:
-        UserError: ``images`` is not uint8 [B, C, S, S] with the set's channels and size.
+        UserError: ``images`` is not uint8 [B, C, S, S] with the set's channels and size, or ``cutout`` is larger.
     """
     expected = (len(indices), dataset.in_channels, dataset.image_size, dataset.image_size)
     if images.dtype != torch.uint8 or tuple(images.shape) != expected:
@@ -54,7 +58,10 @@ def prepare(
     if train and augment:
         shift = (dataset.image_size + 4) // 8 if dataset.train.in_memory else 0
         images = shift_and_flip(images, indices, shift=shift, seed=seed, epoch=epoch)
-    return normalise(images, dataset.mean, dataset.std)
+    prepared = normalise(images, dataset.mean, dataset.std)
+    if train and augment and cutout is not None:
+        prepared = cut_out(prepared, indices, size=cutout, seed=seed, epoch=epoch)
+    return prepared
 
 
 def shift_and_flip(images: Tensor, indices: Tensor, *, shift: int, seed: int, epoch: int) -> Tensor:

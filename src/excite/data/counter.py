@@ -28,6 +28,8 @@ class Stream(IntEnum):
     SHIFT_Y = 1
     SHIFT_X = 2
     FLIP = 3
+    CUT_Y = 4
+    CUT_X = 5
     # The k-th try for a crop box takes BOX + 4 * k to BOX + 4 * k + 3.
     BOX = 64
 
