@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import dataclass
 from typing import get_args
 
 import pytest
@@ -318,3 +319,65 @@ def test_choices_are_spelled_once():
 
     assert tuple(ACTIVATIONS) == get_args(ActivationName)
     assert get_args(GateFunctionName) == GATE_FUNCTIONS
+
+
+# --- a neutral start -----------------------------------------------------------------------------------------------
+
+neutrals = pytest.mark.parametrize("case", [case for case in GATE_CASES if "neutral=true" in case.gate], ids=str)
+
+
+def test_every_gate_has_a_neutral_form_or_says_why_not():
+    tried = {parse_gate(case.gate).name for case in GATE_CASES if "neutral=true" in case.gate}
+    assert tried == GATES.keys() - {"se_var1"}
+    for name in tried:
+        neutral = GATES[name]().as_neutral()
+        assert neutral == parse_gate(f"{name}(neutral=true)") == neutral.as_neutral()
+    with pytest.raises(UserError, match="'se_var1' has no neutral form: .*no weights"):
+        GATES["se_var1"]().as_neutral()
+
+
+def test_a_gate_without_the_option_says_so():
+    @dataclass(frozen=True)
+    class Bare(GateConfig):
+        name = "bare"
+
+    with pytest.raises(UserError, match="'bare' has no neutral form: it has no option 'neutral'"):
+        Bare().as_neutral()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@neutrals
+def test_a_fresh_neutral_gate_is_exactly_the_identity(case, dtype):
+    for shape in SHAPES.values():
+        if case.takes(shape[1]):
+            u = torch.randn(shape).to(dtype)
+            assert torch.equal(parse_gate(case.gate).build(shape[1]).to(dtype)(u), u)
+
+
+@neutrals
+def test_a_fresh_neutral_gate_learns(case):
+    """Its first gradient is not zero, and a few steps bring it where a target asks for another scale."""
+    shape = small(case)
+    torch.manual_seed(0)
+    gate = parse_gate(case.gate).build(shape[1])
+    u = torch.rand(shape) + 0.5
+    optimizer = torch.optim.Adam(gate.parameters(), lr=0.05)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = (gate(u) - 1.5 * u).square().mean()
+        loss.backward()
+        losses.append(loss.item())
+        assert any(p.grad.abs().max() > 0 for p in gate.parameters())
+        optimizer.step()
+    assert losses[-1] < losses[0] / 2
+
+
+@neutrals
+def test_a_neutral_gate_is_no_plain_one_with_the_same_weights(case):
+    shape = small(case)
+    gate = make(case, shape[1])
+    plain = type(gate)(shape[1], **{**gate.config.options(), "neutral": False}).double()
+    plain.load_state_dict(gate.state_dict(), strict=True)
+    u = torch.randn(shape, dtype=torch.float64)
+    assert not torch.allclose(gate(u), plain(u), rtol=1e-2)

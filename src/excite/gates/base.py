@@ -36,6 +36,8 @@ class GateConfig:
     """
 
     name: ClassVar[str]
+    # Why this gate has no option ``neutral``, for ``as_neutral``.
+    NO_NEUTRAL_FORM: ClassVar[str] = "it has no option 'neutral'"
 
     def __post_init__(self) -> None:
         check_options(self, f"gate {self.name!r}")
@@ -51,6 +53,19 @@ class GateConfig:
     def options(self) -> dict[str, Any]:
         """The fields by name: the keyword arguments of the module."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    def as_neutral(self) -> GateConfig:
+        """The same gate in its neutral form: fresh, it leaves a map exactly as it is, and it learns from there.
+
+        Put into a trained network, such a gate changes nothing at first; a fresh sigmoid gate would halve what it is
+        put on. Gates that have the form have it as their option ``neutral``.
+
+        Raises:
+            ValueError: this gate has no such form, with the reason.
+        """
+        if "neutral" not in self.options():
+            raise UserError(f"gate {self.name!r} has no neutral form: {self.NO_NEUTRAL_FORM}")
+        return dataclasses.replace(self, **{"neutral": True})
 
     def __str__(self) -> str:
         return write_call(self.name, self)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from excite.errors import UserError
 from excite.gates.base import Gate, GateConfig
+from excite.gates.functions import gate_function, zero_parameters
 from excite.gates.neighbours import (
     DEFAULT_BETA,
     DEFAULT_GAMMA,
@@ -71,6 +72,7 @@ class ECAConfig(GateConfig):
     kernel_size: KernelSize = None
     gamma: float = DEFAULT_GAMMA
     beta: float = DEFAULT_BETA
+    neutral: bool = False
 
     def __post_init__(self) -> None:
         if self.kernel_size == "adaptive":  # the same gate by its other name
@@ -110,6 +112,7 @@ class ECA(Gate):
             that the authors' weights for that network have (resnet18, 34, 50, 101, 152, mobilenetv2).
         gamma: of the rule k = | (log2(C) + beta) / gamma | to the nearest odd number (Eq. 12).
         beta: of the same rule.
+        neutral: twice the sigmoid, and the filter zero at first: a fresh gate leaves the map exactly as it is.
 
     Shape:
         - input: [N, C, *S], S being 1 to 3 spatial axes
@@ -131,15 +134,20 @@ class ECA(Gate):
         *,
         gamma: float = DEFAULT_GAMMA,
         beta: float = DEFAULT_BETA,
+        neutral: bool = False,
     ) -> None:
-        config = ECAConfig(kernel_size, gamma, beta)
+        config = ECAConfig(kernel_size, gamma, beta, neutral)
         super().__init__(channels, config)
         self.kernel_size = config.kernel_size_for(channels)
         self.conv = nn.Conv1d(1, 1, self.kernel_size, padding=self.kernel_size // 2, bias=False)
+        self.neutral = config.neutral
+        if neutral:
+            zero_parameters(self.conv)
 
     def excite(self, z: Tensor) -> Tensor:
         """s [N, C] from z [N, C]."""
         # The convolution as windows times the filter. A one-channel conv1d has a slow backward on CPUs (one core,
         # torch 2.15, both directions: [128, 64] 231 us against 117, [256, 512] 15 ms against 1.3).
         filter_ = self.conv.weight.flatten()
-        return torch.sigmoid(torch.matmul(neighbours(z, self.kernel_size), filter_))
+        x = torch.matmul(neighbours(z, self.kernel_size), filter_)
+        return gate_function(x, "sigmoid", neutral=self.neutral)

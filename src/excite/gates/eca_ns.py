@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from excite.gates.base import Gate, GateConfig
+from excite.gates.functions import gate_function
 from excite.gates.neighbours import (
     DEFAULT_BETA,
     DEFAULT_GAMMA,
@@ -38,6 +39,7 @@ class ECANSConfig(GateConfig):
     kernel_size: int | Literal["adaptive"] | None = None
     gamma: float = DEFAULT_GAMMA
     beta: float = DEFAULT_BETA
+    neutral: bool = False
 
     def __post_init__(self) -> None:
         if self.kernel_size == "adaptive":  # the same gate by its other name
@@ -58,6 +60,7 @@ class ECANS(Gate):
         kernel_size: k, an odd number; ``None`` or "adaptive" for the rule of ``ECA``.
         gamma: of that rule, k = | (log2(C) + beta) / gamma | to the nearest odd number.
         beta: of the same rule.
+        neutral: twice the sigmoid, and the weights zero at first: a fresh gate leaves the map exactly as it is.
 
     Shape:
         - input: [N, C, *S], S being 1 to 3 spatial axes
@@ -78,19 +81,22 @@ class ECANS(Gate):
         *,
         gamma: float = DEFAULT_GAMMA,
         beta: float = DEFAULT_BETA,
+        neutral: bool = False,
     ) -> None:
-        config = ECANSConfig(kernel_size, gamma, beta)
+        config = ECANSConfig(kernel_size, gamma, beta, neutral)
         super().__init__(channels, config)
         explicit = config.kernel_size if isinstance(config.kernel_size, int) else None
         self.kernel_size = explicit or adaptive_kernel_size(channels, config.gamma, config.beta)
+        self.neutral = config.neutral
         self.weight = nn.Parameter(torch.empty(channels, self.kernel_size))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew: uniform within 1 / sqrt(k)."""
-        bound = self.kernel_size**-0.5
+        """Draw the weights anew: uniform within 1 / sqrt(k); zero for a neutral gate."""
+        bound = 0.0 if self.neutral else self.kernel_size**-0.5
         nn.init.uniform_(self.weight, -bound, bound)
 
     def excite(self, z: Tensor) -> Tensor:
         """s [N, C] from z [N, C]."""
-        return torch.sigmoid((neighbours(z, self.kernel_size) * self.weight).sum(-1))
+        x = (neighbours(z, self.kernel_size) * self.weight).sum(-1)
+        return gate_function(x, "sigmoid", neutral=self.neutral)

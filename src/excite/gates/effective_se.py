@@ -17,7 +17,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from excite.gates.base import Gate, GateConfig
-from excite.gates.functions import PIECEWISE_SLOPE, GateFunctionName, check_slope, gate_function
+from excite.gates.functions import PIECEWISE_SLOPE, GateFunctionName, check_slope, gate_function, zero_parameters
 
 __all__ = ["EffectiveSE", "EffectiveSEConfig"]
 
@@ -30,6 +30,7 @@ class EffectiveSEConfig(GateConfig):
 
     gate_function: GateFunctionName = "hard_sigmoid"
     hard_sigmoid_slope: float = PIECEWISE_SLOPE
+    neutral: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,6 +48,8 @@ class EffectiveSE(Gate):
         channels: C.
         gate_function: "hard_sigmoid" as released, "sigmoid" as the paper writes it, "tanh" or "relu".
         hard_sigmoid_slope: 1/6 is relu6(x + 3) / 6; 0.2 the older min(max(0.2 x + 0.5, 0), 1).
+        neutral: the gate function in its neutral form (2 sigma(x), 1 + tanh(x), relu(1 + x)) and ``fc`` zero at first:
+            a fresh gate leaves the map exactly as it is.
 
     Shape:
         - input: [N, C, *S], S being 1 to 3 spatial axes
@@ -65,13 +68,17 @@ class EffectiveSE(Gate):
         *,
         gate_function: GateFunctionName = "hard_sigmoid",
         hard_sigmoid_slope: float = PIECEWISE_SLOPE,
+        neutral: bool = False,
     ) -> None:
-        config = EffectiveSEConfig(gate_function, hard_sigmoid_slope)
+        config = EffectiveSEConfig(gate_function, hard_sigmoid_slope, neutral)
         super().__init__(channels, config)
         self.gate_function = config.gate_function
         self.hard_sigmoid_slope = config.hard_sigmoid_slope
         self.fc = nn.Linear(channels, channels)
+        self.neutral = config.neutral
+        if neutral:
+            zero_parameters(self.fc)
 
     def excite(self, z: Tensor) -> Tensor:
         """s [N, C] from z [N, C]."""
-        return gate_function(self.fc(z), self.gate_function, self.hard_sigmoid_slope)
+        return gate_function(self.fc(z), self.gate_function, self.hard_sigmoid_slope, neutral=self.neutral)

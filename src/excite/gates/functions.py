@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from excite.errors import UserError
 
@@ -19,6 +19,7 @@ __all__ = [
     "GateFunctionName",
     "check_slope",
     "gate_function",
+    "zero_parameters",
 ]
 
 ActivationName = Literal["relu", "silu", "gelu", "hard_swish"]
@@ -36,14 +37,20 @@ GATE_FUNCTIONS: tuple[str, ...] = get_args(GateFunctionName)
 PIECEWISE_SLOPE = 1 / 6
 
 
-def gate_function(x: Tensor, name: str, slope: float = PIECEWISE_SLOPE) -> Tensor:
+def gate_function(x: Tensor, name: str, slope: float = PIECEWISE_SLOPE, *, neutral: bool = False) -> Tensor:
     """The gate function called ``name``, elementwise.
 
     Args:
         x: any shape.
         name: "sigmoid", "hard_sigmoid" = min(max(slope * x + 1/2, 0), 1), "tanh" or "relu" (SE paper, Sec. 6.3).
         slope: of the hard sigmoid; 1/6 gives relu6(x + 3) / 6, and 0.2 the one of Keras 2 and Paddle's fluid.
+        neutral: its neutral form, which is exactly 1 at x = 0, with a slope there: both sigmoids twice, 1 + tanh(x),
+            relu(1 + x).
     """
+    if neutral:
+        if name in ("tanh", "relu"):
+            return torch.tanh(x) + 1 if name == "tanh" else F.relu(x + 1)
+        return 2 * gate_function(x, name, slope)
     if name == "sigmoid":
         return torch.sigmoid(x)
     if name == "hard_sigmoid":
@@ -54,6 +61,12 @@ def gate_function(x: Tensor, name: str, slope: float = PIECEWISE_SLOPE) -> Tenso
     if name == "tanh":
         return torch.tanh(x)
     return F.relu(x)
+
+
+def zero_parameters(layer: nn.Module) -> None:
+    """Start a gate's last layer at zero, where its neutral form is exactly 1."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 def check_slope(gate: str, function: str, slope: float) -> None:

@@ -15,12 +15,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from excite.errors import UserError
 from excite.gates.base import GateConfig, check_channels, check_map
+from excite.gates.functions import gate_function, zero_parameters
 from excite.gates.reduction import Reduction
 
 __all__ = ["NoSqueeze", "NoSqueezeConfig"]
@@ -37,6 +37,7 @@ class NoSqueezeConfig(GateConfig):
     reduction: int = 16
     reduced_channels: int | None = None
     bias: bool = True
+    neutral: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,6 +61,7 @@ class NoSqueeze(nn.Module):
         reduction: r; the hidden width is max(C // r, 1).
         reduced_channels: the hidden width itself, in place of ``reduction``.
         bias: whether the two layers have biases.
+        neutral: twice the sigmoid, and ``fc2`` zero at first: a fresh module leaves the map exactly as it is.
 
     Shape:
         - input: [N, C, *S], S being 1 to 3 spatial axes
@@ -75,14 +77,23 @@ class NoSqueeze(nn.Module):
     """
 
     def __init__(
-        self, channels: int, reduction: int = 16, *, reduced_channels: int | None = None, bias: bool = True
+        self,
+        channels: int,
+        reduction: int = 16,
+        *,
+        reduced_channels: int | None = None,
+        bias: bool = True,
+        neutral: bool = False,
     ) -> None:
         super().__init__()
-        self.config = NoSqueezeConfig(reduction, reduced_channels, bias)
+        self.config = NoSqueezeConfig(reduction, reduced_channels, bias, neutral)
         self.channels = check_channels(channels)
         self.reduced_channels = self.config.width.of(channels)
         self.fc1 = nn.Linear(channels, self.reduced_channels, bias=bias)
         self.fc2 = nn.Linear(self.reduced_channels, channels, bias=bias)
+        self.neutral = neutral
+        if neutral:
+            zero_parameters(self.fc2)
 
     def forward(self, u: Tensor) -> Tensor:
         """The map gated position by position, y [N, C, *S]."""
@@ -90,7 +101,7 @@ class NoSqueeze(nn.Module):
         if u.dim() not in _CONVOLUTIONS:
             raise UserError(f"this module takes maps with 1 to 3 spatial axes; got shape {tuple(u.shape)}")
         scale = _pointwise(F.relu(_pointwise(u, self.fc1)), self.fc2)
-        return u * torch.sigmoid(scale).to(u.dtype)
+        return u * gate_function(scale, "sigmoid", neutral=self.neutral).to(u.dtype)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows: channels and the config's string."""

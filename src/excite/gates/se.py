@@ -32,6 +32,7 @@ from excite.gates.functions import (
     GateFunctionName,
     check_slope,
     gate_function,
+    zero_parameters,
 )
 from excite.gates.reduction import Reduction
 
@@ -54,6 +55,7 @@ class SEConfig(GateConfig):
     gate_function: GateFunctionName = "sigmoid"
     hard_sigmoid_slope: float = PIECEWISE_SLOPE
     descriptor: Literal["mean", "max"] = "mean"
+    neutral: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,6 +91,8 @@ class SE(Gate):
             (Sec. 6.3).
         hard_sigmoid_slope: 1/6 is relu6(x + 3) / 6; 0.2 the older min(max(0.2 x + 0.5, 0), 1).
         descriptor: "mean" (Eq. 2) or "max" (the ablation of Sec. 6.2).
+        neutral: the gate function in its neutral form (2 sigma(x), 1 + tanh(x), relu(1 + x)) and ``fc2`` zero at first:
+            a fresh gate leaves the map exactly as it is.
 
     Shape:
         - input: [N, C, *S], S being 1 to 3 spatial axes
@@ -116,6 +120,7 @@ class SE(Gate):
         gate_function: GateFunctionName = "sigmoid",
         hard_sigmoid_slope: float = PIECEWISE_SLOPE,
         descriptor: Literal["mean", "max"] = "mean",
+        neutral: bool = False,
     ) -> None:
         config = SEConfig(
             reduction,
@@ -128,6 +133,7 @@ class SE(Gate):
             gate_function,
             hard_sigmoid_slope,
             descriptor,
+            neutral,
         )
         super().__init__(channels, config)
         self.descriptors = (config.descriptor,)
@@ -137,8 +143,11 @@ class SE(Gate):
         self.hard_sigmoid_slope = config.hard_sigmoid_slope
         self.fc1 = nn.Linear(channels, self.reduced_channels, bias=bias)
         self.fc2 = nn.Linear(self.reduced_channels, channels, bias=bias)
+        self.neutral = config.neutral
+        if neutral:
+            zero_parameters(self.fc2)
 
     def excite(self, z: Tensor) -> Tensor:
         """s [N, C] from z [N, C]: Eq. 3."""
         hidden = ACTIVATIONS[self.activation](self.fc1(z))
-        return gate_function(self.fc2(hidden), self.gate_function, self.hard_sigmoid_slope)
+        return gate_function(self.fc2(hidden), self.gate_function, self.hard_sigmoid_slope, neutral=self.neutral)

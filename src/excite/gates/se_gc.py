@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from excite.errors import UserError
 from excite.gates.base import Gate, GateConfig
+from excite.gates.functions import gate_function
 
 __all__ = ["SEGC", "SEGCConfig"]
 
@@ -32,6 +33,7 @@ class SEGCConfig(GateConfig):
 
     groups: int = DEFAULT_GROUPS
     group_size: int | None = None
+    neutral: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,6 +75,7 @@ class SEGC(Gate):
         channels: C.
         groups: G, a divisor of C.
         group_size: C / G, in place of ``groups``.
+        neutral: twice the sigmoid, and the weights zero at first: a fresh gate leaves the map exactly as it is.
 
     Shape:
         - input: [N, C, *S], S being 1 to 3 spatial axes
@@ -86,16 +89,24 @@ class SEGC(Gate):
         ValueError: G does not divide C, with the nearest divisors; both options given.
     """
 
-    def __init__(self, channels: int, groups: int = DEFAULT_GROUPS, *, group_size: int | None = None) -> None:
-        config = SEGCConfig(groups, group_size)
+    def __init__(
+        self,
+        channels: int,
+        groups: int = DEFAULT_GROUPS,
+        *,
+        group_size: int | None = None,
+        neutral: bool = False,
+    ) -> None:
+        config = SEGCConfig(groups, group_size, neutral)
         super().__init__(channels, config)
         self.groups = config.groups_for(channels)
+        self.neutral = config.neutral
         self.weight = nn.Parameter(torch.empty(channels, channels // self.groups))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew: uniform within sqrt(G / C)."""
-        bound = self.weight.shape[1] ** -0.5
+        """Draw the weights anew: uniform within sqrt(G / C); zero for a neutral gate."""
+        bound = 0.0 if self.neutral else self.weight.shape[1] ** -0.5
         nn.init.uniform_(self.weight, -bound, bound)
 
     def excite(self, z: Tensor) -> Tensor:
@@ -104,4 +115,5 @@ class SEGC(Gate):
         # One batched product over the groups; a grouped conv1d on maps of one position is several times slower.
         grouped = z.reshape(-1, self.groups, size).transpose(0, 1)
         blocks = self.weight.view(self.groups, size, size).transpose(1, 2)
-        return torch.sigmoid(torch.bmm(grouped, blocks).transpose(0, 1).flatten(1))
+        x = torch.bmm(grouped, blocks).transpose(0, 1).flatten(1)
+        return gate_function(x, "sigmoid", neutral=self.neutral)

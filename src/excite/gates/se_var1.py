@@ -23,6 +23,7 @@ class SEVar1Config(GateConfig):
     """SE-Var1; it has no options."""
 
     name: ClassVar[str] = "se_var1"
+    NO_NEUTRAL_FORM: ClassVar[str] = "its scale is the sigmoid of the mean, with no weights that could start at zero"
 
     def build(self, channels: int) -> SEVar1:
         """The gate for maps with ``channels`` channels."""

@@ -15,19 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from excite.gates.base import Gate, GateConfig
+from excite.gates.functions import gate_function
 
 __all__ = ["SEVar2", "SEVar2Config"]
 
 
 @dataclass(frozen=True)
 class SEVar2Config(GateConfig):
-    """SE-Var2; it has no options."""
+    """SE-Var2 without its channel count; the options are those of ``SEVar2``."""
 
     name: ClassVar[str] = "se_var2"
 
+    neutral: bool = False
+
     def build(self, channels: int) -> SEVar2:
         """The gate for maps with ``channels`` channels."""
-        return SEVar2(channels)
+        return SEVar2(channels, **self.options())
 
 
 class SEVar2(Gate):
@@ -35,6 +38,7 @@ class SEVar2(Gate):
 
     Args:
         channels: C.
+        neutral: twice the sigmoid, and the weights zero at first: a fresh gate leaves the map exactly as it is.
 
     Shape:
         - input: [N, C, *S], S being 1 to 3 spatial axes
@@ -44,15 +48,17 @@ class SEVar2(Gate):
         weight: [C].
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, SEVar2Config())
+    def __init__(self, channels: int, *, neutral: bool = False) -> None:
+        super().__init__(channels, SEVar2Config(neutral))
+        self.neutral = neutral
         self.weight = nn.Parameter(torch.empty(channels))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew: uniform within 1."""
-        nn.init.uniform_(self.weight, -1.0, 1.0)
+        """Draw the weights anew: uniform within 1; zero for a neutral gate."""
+        bound = 0.0 if self.neutral else 1.0
+        nn.init.uniform_(self.weight, -bound, bound)
 
     def excite(self, z: Tensor) -> Tensor:
         """s [N, C] from z [N, C]."""
-        return torch.sigmoid(z * self.weight)
+        return gate_function(z * self.weight, "sigmoid", neutral=self.neutral)
