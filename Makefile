@@ -16,7 +16,7 @@ help:  ## this list
 .tools/bin/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "excite needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@echo "uv is missing: installing it into .tools"
-	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .tools uv
+	@$(PYTHON) -m pip install -qqq --disable-pip-version-check --root-user-action=ignore --target .tools uv
 
 # The stamp is written last: an interrupted set-up starts again, a finished one costs nothing.
 .venv/.ready: pyproject.toml constraints.txt | $(if $(filter .tools/bin/uv,$(UV)),.tools/bin/uv)
