@@ -271,6 +271,7 @@ def test_both_tails_train_alike(make):
         torch.testing.assert_close(mine, other, **CLOSE)
 
 
+@pytest.mark.slow
 def test_compiles_whole():
     model = randomise(ShakeShakeResNet(1, 4, gate=SE)).double()
     x = images(2, 8)
