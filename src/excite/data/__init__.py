@@ -3,6 +3,7 @@
 from excite.data.augment import normalise, prepare
 from excite.data.dataset import ArraySplit, DataSet, FileSplit, Split, array_data_set
 from excite.data.loader import Batch, Loader, make_loader
+from excite.data.order import global_batch_sizes
 from excite.data.sources import DATA_SETS, list_data, load_data
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Loader",
     "Split",
     "array_data_set",
+    "global_batch_sizes",
     "list_data",
     "load_data",
     "make_loader",

@@ -13,7 +13,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
-from excite.data import Batch, DataSet, Loader
+from excite.data import Batch, DataSet, Loader, global_batch_sizes
 from excite.errors import UserError
 from excite.training.batches import image_preparer, train_or_val_loader
 from excite.training.config import TrainConfig
@@ -147,8 +147,8 @@ class Task(pl.LightningModule):
 
     def _weight(self, batch_idx: int, count: int) -> float:
         """What makes the ranks' mean of their losses the mean over images, where their last batches are unequal."""
-        whole = self.config.batch_size * self.trainer.world_size
-        return count * self.trainer.world_size / min(whole, self.data_description["train"] - batch_idx * whole)
+        n, world_size = self.data_description["train"], self.trainer.world_size
+        return count * world_size / global_batch_sizes(n, self.config.batch_size, world_size=world_size)[batch_idx]
 
     def _learning_rate(self, step: int) -> float:
         steps = math.ceil(self.trainer.num_training_batches / self.config.accumulate)
