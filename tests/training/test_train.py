@@ -202,6 +202,26 @@ def test_every_setting_trains_and_saves_what_it_validated(data, tmp_path, settin
     assert got.loss == pytest.approx(result.final["val_loss"], rel=1e-3 if "mixed" in precision else 1e-5)
 
 
+def test_cutout_reaches_training_images_alone(data, tmp_path):
+    class Seen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.blank = nn.Linear(64, 6), {True: [], False: []}
+
+        def forward(self, x):
+            self.blank[self.training].append((x == 0).float().mean().item())
+            return self.fc(x.flatten(1))
+
+    blanks = {}
+    for side in (None, 6):
+        network = Seen()
+        config = tiny_config(tmp_path / str(side), epochs=1, cutout=side)
+        train(config, data=data, network=network, progress=Silent())
+        blanks[side] = network.blank
+    assert blanks[6][False] == blanks[None][False]
+    assert all(cut > whole + 0.2 for cut, whole in zip(blanks[6][True], blanks[None][True], strict=True))
+
+
 def test_accumulated_batches_make_one_step(data, tmp_path):
     """Two batches of 13 added up are one of 26, but for what batch norm sees: take a network without."""
 

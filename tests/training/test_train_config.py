@@ -39,6 +39,7 @@ WRONG = [
     ({"warmup_epochs": 5}, "warmup_epochs=5: give less than epochs=5"),
     ({"momentum": 0.0}, "nesterov=True with momentum=0"),
     ({"schedule": "step"}, "schedule='step' needs step_epochs"),
+    ({"cutout": 8, "augment": False}, "cutout=8 with augment=false"),
     ({"step_epochs": [1]}, "step_epochs has no effect with schedule='cosine'"),
     ({"seed": -1}, "seed=-1: give at least 0"),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,14 +16,12 @@ __all__ = ["image_preparer", "reader_count", "train_or_val_loader"]
 
 
 def image_preparer(data: DataSet, precision: str, channels_last: bool) -> Callable[..., Tensor]:
-    """What turns a batch (and train, seed, epoch, augment) into images [B, C, H, W] as the network takes them."""
+    """What turns a batch into images [B, C, H, W] as the network takes them; ``options`` are those of ``prepare``."""
     dtype = torch.float64 if precision == "64-true" else torch.float32
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
-    def prepare_batch(batch: Batch, *, train: bool, seed: int, epoch: int, augment: bool) -> Tensor:
-        images = prepare(
-            batch.images, batch.indices, dataset=data, train=train, seed=seed, epoch=epoch, augment=augment
-        )
+    def prepare_batch(batch: Batch, **options: Any) -> Tensor:
+        images = prepare(batch.images, batch.indices, dataset=data, **options)
         return images.to(dtype=dtype, memory_format=layout)
 
     return prepare_batch

@@ -47,6 +47,7 @@ class Recipe(Settings):
         accumulate: batches whose gradients are added up for one step.
         ema: decay of a moving average of the weights, which is then what is validated and saved; null is none.
         augment: random crops and flips of the training images.
+        cutout: side in pixels of the square that is blanked in every training image (Cutout); null blanks nothing.
         precision: 32-true, bf16-mixed, 16-mixed (GPUs only) or 64-true.
         channels_last: keep maps in the channels-last memory format, the faster one on most machines.
         compile: compile the network with torch.compile.
@@ -55,7 +56,7 @@ class Recipe(Settings):
         num_nodes: how many machines; under torchrun, what it started.
         strategy: how devices work together: auto (ddp where there are several), ddp or ddp_find_unused_parameters_true.
         workers: processes that read images; null is none for data held in memory, else one a core, at most 8.
-        impl: how tails are computed: auto, reference, fused or triton.
+        impl: how tails are computed: auto, reference or fused.
         bad_image_limit: share of unreadable images that is skipped with a notice; more than this is an error.
     """
 
@@ -84,6 +85,7 @@ class Recipe(Settings):
     accumulate: int = 1
     ema: float | None = None
     augment: bool = True
+    cutout: int | None = None
     precision: Precision = "32-true"
     channels_last: bool = True
     compile: bool = False
@@ -92,12 +94,12 @@ class Recipe(Settings):
     num_nodes: int = 1
     strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"] = "auto"
     workers: int | None = None
-    impl: Literal["auto", "reference", "fused", "triton"] = "auto"
+    impl: Literal["auto", "reference", "fused"] = "auto"
     bad_image_limit: float = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "batch_size", "accumulate", "image_size", "devices", "num_nodes", "stages"):
+        for name in ("epochs", "batch_size", "accumulate", "image_size", "cutout", "devices", "num_nodes", "stages"):
             if getattr(self, name) != "auto":
                 self.require(name, at_least=1)
         for name in ("warmup_epochs", "weight_decay", "workers"):
@@ -113,6 +115,8 @@ class Recipe(Settings):
     def _check_together(self) -> None:
         if self.nesterov and self.momentum == 0 and self.optimizer == "sgd":
             raise UserError("nesterov=True with momentum=0: give a momentum above 0, or nesterov=false")
+        if self.cutout is not None and not self.augment:
+            raise UserError(f"cutout={self.cutout} with augment=false: give augment=true, or leave cutout out")
         if self.schedule == "step" and not self.step_epochs:
             raise UserError("schedule='step' needs step_epochs, as [30, 60]")
         if self.schedule != "step" and self.step_epochs:

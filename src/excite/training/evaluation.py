@@ -165,7 +165,7 @@ def _score(network: nn.Module, data: DataSet, config: EvalConfig, device: torch.
     with context:
         for batch in loader:
             batch = type(batch)(*(part.to(device, non_blocking=True) for part in batch))
-            logits = network(prepare(batch, train=False, seed=0, epoch=0, augment=False))
+            logits = network(prepare(batch, train=False, seed=0, epoch=0))
             tally.add(batch.indices, logits, batch.labels)
     scores = tally.finish(device)
     if not math.isfinite(scores.losses.sum().item()):

@@ -82,7 +82,9 @@ class Task(pl.LightningModule):
         rate = self._learning_rate(trainer.global_step)
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = rate
-        images = self._prepare(batch, train=True, seed=config.seed, epoch=epoch, augment=config.augment)
+        images = self._prepare(
+            batch, train=True, seed=config.seed, epoch=epoch, augment=config.augment, cutout=config.cutout
+        )
         logits = self.network(images)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         loss = cross_entropy(logits, batch.labels, label_smoothing=config.label_smoothing)
@@ -92,7 +94,7 @@ class Task(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Scores one batch."""
-        logits = self.network(self._prepare(batch, train=False, seed=0, epoch=0, augment=False))
+        logits = self.network(self._prepare(batch, train=False, seed=0, epoch=0))
         self._tally.add(batch.indices, logits, batch.labels)
 
     def on_train_epoch_start(self) -> None:
