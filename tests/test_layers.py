@@ -21,7 +21,7 @@ RANKS = [
     {"surgery", "weights", "cost", "data"},
     {"checkpoint", "networks"},
     {"training"},
-    {"analysis"},
+    {"analysis", "bill"},
     {"deploy", "experiment"},
     {"cli"},
 ]

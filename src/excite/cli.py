@@ -72,6 +72,13 @@ VERBS: dict[str, Verb] = {
         show="excite.training.show:show_evaluation",
         positional=("checkpoint",),
     ),
+    "cost": Verb(
+        help="count what networks cost: parameters, multiply-adds, bytes moved; by stage, and the gates alone",
+        config="excite.bill:CostConfig",
+        run="excite.bill:make_bill",
+        show="excite.bill:show_bill",
+        positional=("models",),
+    ),
     "models": Verb(
         help="list the networks", config="excite.cli:ListConfig", run="excite.cli:list_models", positional=("pattern",)
     ),
@@ -231,7 +238,9 @@ def _add_fields(
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         default = given.get(field.name, default)
         more: dict[str, Any] = {"type": hints[field.name], "help": about[field.name]}
-        if field.name in positional:
+        if field.name in positional and "tuple[" in str(hints[field.name]):
+            parser.add_argument(field.name, type=str, help=about[field.name], nargs="*", default=list(default))
+        elif field.name in positional:
             more |= {} if default is dataclasses.MISSING else {"nargs": "?", "default": default}
             parser.add_argument(field.name, **more)
         else:

@@ -340,8 +340,8 @@ def test_multiply_adds_are_the_se_papers(name, size, plain, se):
 
 def test_multiply_adds_of_inception_resnet_v2_at_its_own_size():
     cost = count_cost(on_meta("inception_resnet_v2", gate="se"), torch.empty(1, 3, 299, 299, device="meta"))
-    assert round(cost.total.macs / 1e9, 2) == 13.21
-    assert round((cost.total.macs - cost.gates.macs) / 1e9, 2) == 13.18
+    assert round(cost.total.macs / 1e9, 2) == 13.19
+    assert round((cost.total.macs - cost.gates.macs) / 1e9, 2) == 13.17
 
 
 def test_units_compile_whole_and_keep_the_layout():

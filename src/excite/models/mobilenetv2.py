@@ -179,6 +179,13 @@ class MobileNetV2(Classifier):
         y: Tensor = self.features(x)
         return y
 
+    def stage_of(self, name: str) -> int | None:
+        """The stage that the block of this dotted name belongs to; None for the first and the last convolution."""
+        parts = name.split(".")
+        if parts[0] != "features" or len(parts) == 1 or not isinstance(self.features[int(parts[1])], InvertedResidual):
+            return None
+        return 1 + sum(int(parts[1]) >= end for end, _ in self._pyramid.values())
+
     def forward_pyramid(self, x: Tensor) -> dict[int, Tensor]:
         """Images [N, in_channels, H, W] -> the last map of strides 4, 8, 16 and 32; the last has the 1,280 channels."""
         stride_after = {end: stride for stride, (end, _) in self._pyramid.items()}
