@@ -71,7 +71,7 @@ class Checkpoint:
         if self.spec.by_function and not trust:
             raise UserError(
                 f"{self.path}: its network is built by the function {self.spec.name!r}; if you trust the file, "
-                "load it with trust=True"
+                "load it with trust=True (`excite eval --trust true`)"
             )
         with torch.device("cpu"), seeded(0):
             model = build(self.spec, impl=impl)

@@ -228,8 +228,10 @@ def seeded(seed: int) -> Iterator[None]:
 
 def _from_torchvision(spec: NetworkSpec, name: str) -> nn.Module:
     torchvision = _library("torchvision", spec)
-    if name not in torchvision.models.list_models():
-        raise unknown("model of torchvision", name, torchvision.models.list_models())
+    # Classifiers only: others load a pretrained backbone unless told not to, and give no logits.
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        raise unknown("classifier of torchvision", name, names)
     if spec.in_channels != 3:
         raise UserError(f"{spec.name!r} takes 3 channels, not {spec.in_channels}: timm:NAME takes any number")
     return _call(spec, torchvision.models.get_model, name, weights=None, num_classes=spec.num_classes, **spec.options)
@@ -263,7 +265,15 @@ def _by_function(spec: NetworkSpec, function: str) -> nn.Module:
 # Options of theirs that download weights or read them from a pickle, which a network's description must never do.
 _WEIGHT_OPTIONS = frozenset(
     {
-        *("weights", "weights_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"),
+        *(
+            "weights",
+            "weights_backbone",
+            "pretrained",
+            "pretrained_backbone",
+            "pretrained_cfg",
+            "pretrained_cfg_overlay",
+            "pretrained_strict",
+        ),
         *("checkpoint_path", "cache_dir"),
     }
 )

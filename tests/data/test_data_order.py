@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from excite.data.order import train_batches, val_batches
+from excite.data.order import global_batch_sizes, train_batches, val_batches
 
 SIZES = [(1, 1), (2, 3), (7, 2), (10, 10), (23, 4), (24, 4), (25, 4), (100, 7)]
 
@@ -36,6 +36,14 @@ def test_no_step_of_several_leaves_a_rank_with_a_single_picture(batch_size, worl
     for n in range(2 * world_size, 60):
         for batches in by_rank(n, batch_size, world_size):
             assert min(map(len, batches)) >= 2, (n, batches)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_sizes_are_those_of_the_batches(world_size):
+    for n in range(40):
+        for batch_size in (1, 2, 5, 16):
+            sizes = [sum(map(len, step)) for step in zip(*by_rank(n, batch_size, world_size), strict=True)]
+            assert sizes == global_batch_sizes(n, batch_size, world_size=world_size)
 
 
 @pytest.mark.parametrize(("n", "batch_size"), SIZES)

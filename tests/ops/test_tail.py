@@ -266,3 +266,59 @@ def test_passes_are_sound_ops(dtype, layout):
 def test_mistakes_are_named(kwargs, says):
     with pytest.raises(ValueError, match=says):
         tail(**{"x": torch.randn(2, 3, 4, 4), **kwargs})
+
+
+@pytest.mark.parametrize("act", ["relu", "silu", "none"])
+def test_a_second_derivative_is_refused_whatever_it_is_taken_to(act):
+    x, shortcut, norm, middle = make((2, 3, 4, 5))
+    for wanted in (x, shortcut, norm.weight, norm.bias, middle.fc2.weight):
+        y = tail(x, shortcut, weight=norm.weight, bias=norm.bias, excite=middle, act=act, impl="fused")
+        with pytest.raises(ValueError, match="no second derivative"):
+            torch.autograd.grad(y.square().sum(), wanted, create_graph=True)
+
+
+@pytest.mark.parametrize("which", ["x", "weight", "bias", "gate", "shortcut"])
+def test_a_gradient_to_one_input_alone(which):
+    x, shortcut, norm, middle = make((2, 3, 4, 5))
+    inputs = {"x": x, "shortcut": shortcut, "weight": norm.weight, "bias": norm.bias, "gate": middle.fc1.weight}
+    for t in (x, shortcut, *norm.parameters(), *middle.parameters()):
+        t.requires_grad_(t is inputs[which])
+    grads = [
+        torch.autograd.grad(
+            tail(x, shortcut, weight=norm.weight, bias=norm.bias, excite=middle, impl=impl).square().sum(),
+            inputs[which],
+        )[0]
+        for impl in ("fused", "reference")
+    ]
+    torch.testing.assert_close(*grads, **PARITY[torch.float64])
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing(reentrant):
+    x, shortcut, norm, middle = make((2, 3, 4, 5))
+
+    def call(x, shortcut):
+        return tail(x, shortcut, weight=norm.weight, bias=norm.bias, excite=middle, impl="fused")
+
+    whole = torch.autograd.grad(call(x, shortcut).square().sum(), [x, norm.weight], retain_graph=True)
+    x.grad = norm.weight.grad = None
+    torch.utils.checkpoint.checkpoint(call, x, shortcut, use_reentrant=reentrant).square().sum().backward()
+    torch.testing.assert_close([x.grad, norm.weight.grad], list(whole))
+
+
+def test_expanded_and_strided_inputs_and_gradients():
+    x, shortcut, norm, middle = make((4, 6, 5, 7))
+    odd = x.detach().transpose(2, 3)[:, ::2].requires_grad_()
+    wide = torch.randn(1, 3, 7, 5, dtype=torch.float64).expand(4, 3, 7, 5).requires_grad_()
+    norm, middle = nn.BatchNorm2d(3).double(), Middle(3, torch.float64)
+    dy = torch.ones((), dtype=torch.float64).expand(4, 3, 7, 5)
+    args = (odd, wide, norm, middle)
+    for act in ("relu", "silu", "none"):
+        assert_same(run("fused", *args, act=act, dy=dy), run("reference", *args, act=act, dy=dy), torch.float64)
+
+
+def test_passes_write_their_result_once():
+    x, scale = torch.randn(2, 3, 4, 5), torch.randn(2, 3)
+    with torch.profiler.profile() as profile:
+        tail_passes.affine_act(x, None, scale, scale, scale, "relu")
+    assert not any(event.name == "aten::copy_" for event in profile.events())

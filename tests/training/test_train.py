@@ -18,6 +18,7 @@ from excite.errors import UserError
 from excite.gates import parse_gate
 from excite.networks import build
 from excite.training import EvalConfig, RunResult, TrainConfig, evaluate, train
+from excite.training.folder import RunFolder
 from excite.training.optimizers import make_optimizer
 from excite.training.progress import Silent
 from excite.training.run import network_spec
@@ -349,3 +350,55 @@ def test_the_folder_is_named_after_what_it_holds(data, tmp_path, monkeypatch):
 def test_an_error_of_the_display_is_no_secret(data, tmp_path):
     with pytest.raises(PowerCut):
         train(tiny_config(tmp_path), data=data, progress=Watch(stop_after_epoch=2, error=PowerCut()))
+
+
+def test_other_pictures_are_other_data(data, tmp_path):
+    config = tiny_config(tmp_path, epochs=1)
+    train(config, data=data, progress=Silent())
+    inverted = dataclasses.replace(data, val=dataclasses.replace(data.val, images=255 - data.val.images))
+    relabelled = dataclasses.replace(data, val=dataclasses.replace(data.val, labels=data.val.labels.flip(0)))
+    for other in (inverted, relabelled):
+        with pytest.raises(ValueError, match="other data"):
+            train(config, data=other, progress=Silent())
+
+
+def test_two_processes_do_not_share_a_folder(data, tmp_path):
+    config = tiny_config(tmp_path, epochs=1)
+    folder = RunFolder.of(config)
+    with folder.locked(), pytest.raises(ValueError, match="another process is training"):
+        train(config, data=data, progress=Silent())
+    assert train(config, data=data, progress=Silent()).final
+
+
+def test_a_validation_loss_that_is_no_number_is_named(data, tmp_path):
+    class Breaks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(64, 6)
+
+        def forward(self, x):
+            y = self.fc(x.flatten(1))
+            return y if self.training else y * float("nan")
+
+    with pytest.raises(ValueError, match="diverged: the validation loss is nan"):
+        train(tiny_config(tmp_path, epochs=1), data=data, network=Breaks(), progress=Silent())
+
+
+def test_outputs_that_are_no_logits_are_named(data, tmp_path):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(64, 6)
+
+        def forward(self, x):
+            y = self.fc(x.flatten(1))
+            return (y, y) if self.training else y
+
+    with pytest.raises(ValueError, match="gives a tuple in training"):
+        train(tiny_config(tmp_path, epochs=1), data=data, network=Two(), progress=Silent())
+
+
+def test_a_folder_that_cannot_be_made_is_named(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot write in"):
+        train(tiny_config(tmp_path / "file" / "run", epochs=1), data=data, progress=Silent())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,10 @@ class Split:
         """Whether the pictures are tensors already (augmented in batch) or files that workers decode."""
         raise NotImplementedError
 
+    def digest(self) -> str:
+        """Sixteen hex digits that change with any picture, label or their order."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, eq=False)
 class ArraySplit(Split):
@@ -52,6 +57,13 @@ class ArraySplit(Split):
     def in_memory(self) -> bool:
         """True."""
         return True
+
+    def digest(self) -> str:
+        """Of all pixels and labels."""
+        content = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        content.update(self.labels.numpy().tobytes())
+        content.update(self.images.contiguous().numpy().data)
+        return content.hexdigest()[:16]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +82,13 @@ class FileSplit(Split):
     def in_memory(self) -> bool:
         """False."""
         return False
+
+    def digest(self) -> str:
+        """Of names, sizes in bytes and labels; not of what is in the files, which would mean reading them all."""
+        content = hashlib.sha256(self.labels.numpy().tobytes())
+        for path in self.paths:
+            content.update(f"{path}\0{(self.root / path).stat().st_size}\n".encode())
+        return content.hexdigest()[:16]
 
 
 @dataclass(frozen=True, eq=False)

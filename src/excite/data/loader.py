@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from excite.data.dataset import ArraySplit, DataSet, FileSplit, Split
-from excite.data.order import train_batches, val_batches
+from excite.data.order import global_batch_sizes, train_batches, val_batches
 from excite.errors import UserError
 
 __all__ = ["Batch", "Loader", "make_loader"]
@@ -63,8 +63,7 @@ class _Share:
 
     def __len__(self) -> int:
         if self.train:
-            whole, rest = divmod(self.n, self.batch_size * self.world_size)
-            return whole + (rest >= self.world_size)
+            return len(global_batch_sizes(self.n, self.batch_size, world_size=self.world_size))
         return -(-len(range(self.rank, self.n, self.world_size)) // self.batch_size)
 
 

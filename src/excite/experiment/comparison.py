@@ -184,11 +184,14 @@ def read_comparison(path: str | os.PathLike[str]) -> Comparison:
         raise UserError(
             f"{path}: schema_version={values.get('schema_version')!r}; this version of excite reads {SCHEMA_VERSION}"
         )
-    gates = tuple(_gate(g) for g in values.pop("gates"))
-    runs = tuple(Run(**r) for r in values.pop("runs"))
-    for name in ("caveats", "notes"):
-        values[name] = tuple(values[name])
-    return Comparison(**values, gates=gates, runs=runs, folder=path.parent)
+    try:
+        gates = tuple(_gate(g) for g in values.pop("gates"))
+        runs = tuple(Run(**r) for r in values.pop("runs"))
+        for name in ("caveats", "notes"):
+            values[name] = tuple(values[name])
+        return Comparison(**values, gates=gates, runs=runs, folder=path.parent)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: a damaged comparison ({error}); the same `excite compare` writes it anew") from None
 
 
 def _gate(values: dict[str, Any]) -> GateResult:

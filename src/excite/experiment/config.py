@@ -41,7 +41,7 @@ class CompareConfig(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("seeds", at_least=1)
-        self.require("level", above=0, below=1)
+        self.require("level", at_least=0.5, below=1)
 
     def recipe(self) -> dict[str, Any]:
         """The settings that every run shares and that change its numbers, JSON-able."""

@@ -50,7 +50,8 @@ class CompareFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"out={str(self.path)!r} is a file: name a folder")
-        if not self.path.exists() or not any(self.path.iterdir()):
+        # A file with a dot in front is one that was being written: by another rank, or when the process was killed.
+        if not self.path.exists() or all(file.name.startswith(".") for file in self.path.iterdir()):
             return
         if not self.identity.exists():
             raise UserError(f"{self.path} is not empty and holds no comparison: name another folder with --out")
@@ -73,9 +74,12 @@ class CompareFolder:
 
     def claim(self, identity: Mapping[str, Any], config_yaml: str) -> None:
         """Makes the folder and writes what is known before training."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.identity, json.dumps(identity, indent=1) + "\n")
-        write_text(self.config, config_yaml)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(self.identity, json.dumps(identity, indent=1) + "\n")
+            write_text(self.config, config_yaml)
+        except OSError as error:
+            raise UserError(f"cannot write in {self.path}: {error.strerror}; name another folder with --out") from None
 
     def run_folder(self, gate: str, seed: int) -> Path:
         """Where a run lies: "se(reduction=8)" with seed 0 is runs/se-reduction=8/seed-0.

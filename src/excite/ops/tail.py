@@ -29,7 +29,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from excite.errors import UserError, unknown
@@ -231,6 +230,12 @@ def _update_running(stats: _Stats, mu: Tensor, var: Tensor, values: int, factor:
         running_var.lerp_(unbiased.to(running_var.dtype), factor)
 
 
+def _refuse_second_derivative() -> None:
+    # Not once_differentiable: its error waits on an edge that a path through the [N, C] middle goes around.
+    if torch.is_grad_enabled():
+        raise UserError("the fused tail has no second derivative: give impl='reference' for create_graph=True")
+
+
 class _Moments(torch.autograd.Function):
     """x -> m, v and the two tokens; backward writes the whole dx (see the head of this file)."""
 
@@ -241,8 +246,8 @@ class _Moments(torch.autograd.Function):
         return m, v, x.new_zeros(()).expand_as(x), torch.zeros_like(m)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dm: Tensor, dv: Tensor, g: Tensor, scale: Tensor) -> Tensor:
+        _refuse_second_derivative()
         x, m = ctx.saved_tensors
         positions = x.numel() // m.numel()
         return tail_passes.moments_grad(g, x, m, scale, dm / positions, dv * (2.0 / positions))
@@ -274,8 +279,8 @@ class _AffineAct(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative()
         x, y, shortcut, centre, scale, offset = ctx.saved_tensors
         g, total, centred = tail_passes.affine_act_grad(dy, y, x, shortcut, centre, scale, offset, ctx.act)
         if ctx.act == "none":

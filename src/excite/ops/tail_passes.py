@@ -34,7 +34,7 @@ def _spread(per_channel: Tensor, like: Tensor) -> Tensor:
 def _laid_out_as(y: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
     """``y`` in ``dtype`` with exactly the strides the fake version promises: those of ``like``."""
     out = torch.empty_like(like, dtype=dtype)
-    return y.to(dtype) if y.stride() == out.stride() and y.dtype != dtype else out.copy_(y)
+    return y.to(dtype) if y.stride() == out.stride() else out.copy_(y)
 
 
 def _positions(x: Tensor) -> list[int]:

@@ -176,6 +176,7 @@ class EvalConfig(Settings):
         workers: processes that read images; null is none for data held in memory, else one a core, at most 8.
         bad_image_limit: share of unreadable images that is skipped with a notice; more than this is an error.
         json: print the result as JSON instead of a table.
+        trust: run the function that a checkpoint of a module:function network names; only for files you trust.
     """
 
     checkpoint: str
@@ -189,6 +190,7 @@ class EvalConfig(Settings):
     workers: int | None = None
     bad_image_limit: float = 0.01
     json: bool = False
+    trust: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

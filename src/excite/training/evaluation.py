@@ -74,7 +74,7 @@ def evaluate(config: EvalConfig, *, data: DataSet | None = None) -> EvalResult:
         data = _load(config, checkpoint)
     _check_fit(checkpoint, data)
     data = _as_trained(data, checkpoint)
-    scores = _score(checkpoint.load(), data, config, device)
+    scores = _score(checkpoint.load(trust=config.trust), data, config, device)
     split = data.train if config.split == "train" else data.val
     row = scores.row()
     confusion = _confusion(split.labels, scores.predicted, len(data.classes))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ class RunFolder:
     last epoch, image by image) and result.json (written last).
 
     Args:
-        path: the folder; made by ``claim``.
+        path: the folder; made by ``locked``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,7 +59,9 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"out={str(self.path)!r} is a file: name a folder")
         # Another rank may be writing its first file.
-        if not self.path.exists() or all(file.suffix == ".part" for file in self.path.iterdir()):
+        if not self.path.exists() or all(
+            file.suffix == ".part" or file.name == ".lock" for file in self.path.iterdir()
+        ):
             return
         if not self.config.exists():
             raise UserError(f"{self.path} is not empty and holds no run: name another folder with out")
@@ -84,12 +88,43 @@ class RunFolder:
             self._check_data(result.data, data)
         return result
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the folder and keeps other processes out while this one trains in it.
+
+        Raises:
+            ValueError: another process is training in it, or it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write in {self.path}: {error.strerror}; name another folder with out") from None
+        try:
+            import fcntl
+        except ImportError:  # Windows has no such locks
+            yield
+            return
+        place = self.path / ".lock"
+        with open(place, "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(
+                    f"another process is training in {self.path}: wait for it, or name another folder with out"
+                ) from None
+            try:
+                yield
+            finally:
+                place.unlink(missing_ok=True)
+
     def claim(self, config: TrainConfig, data: DataSet) -> None:
-        """Makes the folder and writes what is known before training."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.config, config.to_yaml())
-        if data.unreadable:
-            write_atomic(self.unreadable, "".join(f"{line}\n" for line in data.unreadable))
+        """Writes what is known before training; the folder is ``locked``."""
+        try:
+            write_atomic(self.config, config.to_yaml())
+            if data.unreadable:
+                write_atomic(self.unreadable, "".join(f"{line}\n" for line in data.unreadable))
+        except OSError as error:
+            raise UserError(f"cannot write in {self.path}: {error.strerror}; name another folder with out") from None
 
     def resume_point(self, data: DataSet) -> Path | None:
         """The newest whole training state, or None to begin at the beginning. Says which, and what was damaged.

@@ -86,6 +86,11 @@ class Task(pl.LightningModule):
             batch, train=True, seed=config.seed, epoch=epoch, augment=config.augment, cutout=config.cutout
         )
         logits = self.network(images)
+        if not isinstance(logits, Tensor):
+            raise UserError(
+                f"{self.config.model} gives a {type(logits).__name__} in training, not logits [N, classes]: "
+                "switch its auxiliary heads off, as --options.aux_logits false"
+            )
         logits = logits if logits.dtype == torch.float64 else logits.float()
         loss = cross_entropy(logits, batch.labels, label_smoothing=config.label_smoothing)
         self._losses.append(loss.detach())
@@ -119,11 +124,13 @@ class Task(pl.LightningModule):
         """
         losses = self._reduced_losses()
         self._check_finite(losses)
-        self.step_loss += losses
         scores = self._tally.finish(self.device)
-        self.outcome = {"correct": scores.top1, "predicted": scores.predicted}
         row: dict[str, Any] = {"epoch": self.current_epoch + 1, "train_loss": math.fsum(losses) / len(losses)}
         row |= {"val_top5": None} | scores.row()
+        if not math.isfinite(row["val_loss"]):
+            raise self._diverged(f"the validation loss is {row['val_loss']} after epoch {self.current_epoch + 1}")
+        self.step_loss += losses
+        self.outcome = {"correct": scores.top1, "predicted": scores.predicted}
         row["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         row["seconds"] = time.perf_counter() - self._started
         self.rows.append(row)
@@ -168,10 +175,11 @@ class Task(pl.LightningModule):
     def _check_finite(self, losses: list[float]) -> None:
         bad = next((step for step, loss in enumerate(losses) if not math.isfinite(loss)), None)
         if bad is not None:
-            raise UserError(
-                f"training diverged: the loss is {losses[bad]} at epoch {self.current_epoch + 1}, step {bad + 1}; "
-                f"give a smaller lr (now {self.config.lr:g}), a longer warm-up or clip_norm=1"
-            )
+            raise self._diverged(f"the loss is {losses[bad]} at epoch {self.current_epoch + 1}, step {bad + 1}")
+
+    def _diverged(self, what: str) -> UserError:
+        advice = f"give a smaller lr (now {self.config.lr:g}), a longer warm-up or clip_norm=1"
+        return UserError(f"training diverged: {what}; {advice}")
 
     def _average_buffers(self) -> None:
         if self.trainer.world_size > 1:

@@ -84,7 +84,7 @@ class RunResult:
 
 
 def describe_data(data: DataSet) -> dict[str, Any]:
-    """What tells one data set from another: its name, classes, counts and pixel statistics; JSON-able."""
+    """What tells one data set from another: its name, classes, pixel statistics and contents; JSON-able."""
     return {
         "name": data.name,
         "classes": list(data.classes),
@@ -94,6 +94,8 @@ def describe_data(data: DataSet) -> dict[str, Any]:
         "std": list(data.std),
         "train": len(data.train),
         "val": len(data.val),
+        "train_digest": data.train.digest(),
+        "val_digest": data.val.digest(),
     }
 
 

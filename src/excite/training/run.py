@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -143,10 +144,12 @@ def _fit(job: _Job, progress: Progress | None) -> RunResult:
         if config.compile:
             network.compile()
         task = Task(network, config, job.data)
-        if is_first_process():
-            folder.claim(config, job.data)
+        first = is_first_process()
         try:
-            trainer.fit(task, ckpt_path=folder.resume_point(job.data), weights_only=True)
+            with folder.locked() if first else contextlib.nullcontext():
+                if first:
+                    folder.claim(config, job.data)
+                trainer.fit(task, ckpt_path=folder.resume_point(job.data), weights_only=True)
         except SystemExit as error:
             # What Lightning makes of ctrl-C, and of SIGTERM, which would end with exit code 0.
             if isinstance(error.__context__, KeyboardInterrupt):

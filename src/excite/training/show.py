@@ -27,8 +27,8 @@ def show_run(result: RunResult, config: TrainConfig) -> None:
     assert final["val_top1"] is not None
     console = Console(highlight=False, soft_wrap=True)
     console.print(
-        f"top-1 [bold]{100 * final['val_top1']:.2f} %[/]{top5} on {result.data['val']} images of {result.data['name']} "
-        f"after {len(result.epochs)} epochs ({result.seconds:.0f} s)"
+        f"top-1 [bold]{100 * final['val_top1']:.2f} %[/]{top5} on {result.data['val']} images of "
+        f"{_plain(result.data['name'])} after {len(result.epochs)} epochs ({result.seconds:.0f} s)"
     )
     console.print(f"{Path(result.run_dir) / 'last.safetensors'}", markup=False)
 
