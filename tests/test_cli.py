@@ -204,7 +204,10 @@ def signalled(command, number):
     """Exit code and stderr of a run that gets a signal when it has finished another epoch."""
     state = Path("run/last.ckpt")
     before = state.stat().st_mtime_ns if state.exists() else 0
+    # A suite that a script started in the background ignores ctrl-C, and so would its children.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    signal.signal(signal.SIGINT, inherited)
     deadline = time.monotonic() + 120
     while not state.exists() or state.stat().st_mtime_ns == before:
         assert process.poll() is None and time.monotonic() < deadline, "it should be training"
