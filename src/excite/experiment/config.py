@@ -53,8 +53,8 @@ class CompareConfig(Recipe):
         if self.out is not None:
             return Path(self.out)
         digest = hashlib.sha256(json.dumps(self.recipe(), sort_keys=True).encode()).hexdigest()[:8]
-        words = f"compare-{self.model}-{self.data}-{digest}"
-        return Path("runs") / re.sub(r"[^\w.=-]+", "-", words)
+        words = re.sub(r"[^\w.=-]+", "-", f"compare-{self.model}-{self.data}")
+        return Path("runs") / f"{words[:100]}-{digest}"
 
     def train_config(self, gate: str, seed: int, out: Path) -> TrainConfig:
         """The settings of one run.

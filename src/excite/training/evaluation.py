@@ -130,7 +130,11 @@ def _check_fit(checkpoint: Checkpoint, data: DataSet) -> None:
 def _as_trained(data: DataSet, checkpoint: Checkpoint) -> DataSet:
     prepared = checkpoint.preprocessing
     return dataclasses.replace(
-        data, image_size=prepared["image_size"], mean=tuple(prepared["mean"]), std=tuple(prepared["std"])
+        data,
+        image_size=prepared["image_size"],
+        mean=tuple(prepared["mean"]),
+        std=tuple(prepared["std"]),
+        view=prepared.get("view", data.view),
     )
 
 

@@ -48,7 +48,7 @@ class RunFolder:
         if config.out is not None:
             return cls(Path(config.out))
         words = [config.model, config.gate or "none", f"seed{config.seed}", config.digest()]
-        return cls(Path("runs") / "-".join(re.sub(r"[^\w.=]+", "-", word).strip("-") for word in words))
+        return cls(Path("runs") / "-".join(re.sub(r"[^\w.=]+", "-", word).strip("-")[:100] for word in words))
 
     def check(self, config: TrainConfig) -> None:
         """Checks that the folder is free or holds a run with these settings, without touching it.
@@ -140,6 +140,8 @@ class RunFolder:
             except UserError as error:
                 say("%s; it is not used", error)
                 continue
+            if "excite" not in state:
+                raise UserError(f"{path} is another program's: name another folder with out, or remove it")
             self._check_data(state["excite"]["data"], data)
             say("continuing %s after epoch %d", self.path, len(state["excite"]["rows"]))
             if (begun := state["excite"]["versions"]) != versions():

@@ -95,6 +95,10 @@ def quiet_lightning() -> Iterator[None]:
 
 def _world(recipe: Recipe) -> tuple[int, int]:
     """Devices on each node and nodes: as asked for, or as torchrun started them."""
+    cores = os.cpu_count() or 1
+    on_cpu = recipe.accelerator == "cpu" or not torch.accelerator.is_available()
+    if on_cpu and recipe.devices != "auto" and recipe.devices > cores:
+        raise UserError(f"devices={recipe.devices}: on a CPU a device is a process, and there are {cores} cores")
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return (1 if recipe.devices == "auto" else recipe.devices), recipe.num_nodes
     local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])

@@ -68,9 +68,6 @@ def train(
         raise UserError("train(network=...) needs out: no setting tells one network of yours from another")
     folder = RunFolder.of(config)
     folder.check(config)
-    if (result := folder.finished(data)) is not None:
-        say("%s is finished already: nothing to train", folder.path)
-        return result
     if data is None:
         data = load_data(
             config.data,
@@ -80,10 +77,38 @@ def train(
         )
         for note in data.notes:
             say("%s", note)
+    if (result := folder.finished(data)) is not None:
+        say("%s is finished already: nothing to train", folder.path)
+        return result
     spec = network_spec(config, data)
     if network is None:
         network = build(spec, seed=config.seed, gate=gate, impl=config.impl)
+    _try_out(network, spec, data)
     return _fit(_Job(config, folder, data, spec, network), progress)
+
+
+def _try_out(network: nn.Module, spec: NetworkSpec, data: DataSet) -> None:
+    """One forward pass of two black images, so that a network that does not fit says so before anything is written.
+
+    Raises:
+        ValueError: it cannot take images of this size, or does not give logits [N, classes].
+    """
+    was_training = network.training
+    like = next(network.parameters(), torch.empty(0))
+    size = (2, data.in_channels, data.image_size, data.image_size)
+    try:
+        with torch.no_grad():
+            logits = network.eval()(torch.zeros(size, dtype=like.dtype, device=like.device))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"{spec.name} cannot take images of {size[1]} x {size[2]} x {size[3]} ({reason}): give another image_size"
+        ) from None
+    finally:
+        network.train(was_training)
+    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if shape != (2, spec.num_classes):
+        raise UserError(f"{spec.name} gives {shape} for two images, where training needs (2, {spec.num_classes})")
 
 
 def network_spec(config: TrainConfig, data: DataSet) -> NetworkSpec:
