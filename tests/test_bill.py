@@ -1,6 +1,8 @@
 """The verb ``cost``: what it prints, writes and refuses."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -32,7 +34,7 @@ def test_several_networks_fit_80_columns(capsys):
 def test_large_figures_fit_too():
     from excite.bill import _lines
 
-    [item] = make_bill(CostConfig(models=("inception_resnet_v2",), gates="se", num_classes=10**6)).items
+    [item] = make_bill(CostConfig(models=("vgg19_bn",), gates="se", num_classes=10**6)).items
     assert all(len(line) <= 80 for line in _lines(item))
 
 
@@ -81,6 +83,16 @@ def test_plot_is_a_page_by_stage(capsys, tmp_path):
     assert len(figures) == 5
     assert figures[0]["data"][0]["x"] == ["stem", "stage1", "stage2", "stage3", "head"]
     assert sum(figures[0]["data"][0]["y"]) == pytest.approx(0.269722)
+
+
+def test_the_page_on_cost_shows_what_is_printed_and_runs(capsys):
+    page = (Path(__file__).parents[1] / "docs" / "cost.md").read_text()
+    code, out, _ = run(capsys, "resnet50", "--gates", "se")
+    assert code == 0 and f"```\n{out.partition(chr(10) * 2)[0]}\n```" in page
+    [example] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {}
+    exec(example, names)
+    assert names["cost"].uncounted == {}
 
 
 @pytest.mark.parametrize(

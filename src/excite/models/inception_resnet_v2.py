@@ -18,7 +18,7 @@ The SE paper gives neither an architecture nor a file for its SE-Inception-ResNe
 ``excite.models.inception`` for where exactly. The three units without a shortcut (at the stem's end, and where the map
 is halved) have none.
 
-The paper prints 11.75 and 11.76 GMACs for images of 299 x 299, where the released network takes 13.18 and 13.21, and
+The paper prints 11.75 and 11.76 GMACs for images of 299 x 299, where the released network takes 13.17 and 13.19, and
 that of the figures 9.27. The released one meets them at 298 x 298: 299 is the least size whose stages keep 35, 17 and 8
 positions a side rather than 34, 16 and 7, so one position lost in the stem makes the difference.
 """
