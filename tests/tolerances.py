@@ -30,7 +30,8 @@ CHANCE_ERRORS = 5.0
 RESIZE_LEVELS = 1
 # A JPEG of smooth colours against what was written: the mean error of its quantisation at quality 95.
 JPEG_LEVELS = 3.0
-# float32 normalisation as one multiply and one add, against float64 subtract and divide: two roundings of values up to 5.
+# float32 normalisation as one multiply and one add, against float64 subtract and divide: two roundings of
+# values up to 5.
 NORMALISE = {"rtol": 0.0, "atol": 2e-6}
 
 # Multiply-adds against a paper's printed figure: two decimals of some billions, and what each counter leaves out.
