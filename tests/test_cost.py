@@ -156,7 +156,7 @@ def test_other_libraries_networks_leave_nothing_uncounted(name):
     assert sum(cost.by_stage.values(), Usage()) == (cost.total if name == "seresnet18" else Usage())
 
 
-@pytest.mark.parametrize("name", [name for name, a in MODELS.items() if name not in ("senet154", "wrn28_10")])
+@pytest.mark.parametrize("name", {a.family: name for name, a in MODELS.items()}.values())
 def test_stages_of_every_network(name):
     size = 75 if "inception_" in name else 32
     with torch.device("meta"):
@@ -216,7 +216,7 @@ def test_squeeze_ahead_reads_the_narrow_map():
 
 
 @pytest.mark.parametrize("tails", ["fused", "squeeze-ahead"])
-@pytest.mark.parametrize("name", ["resnet20", "mobilenetv2", "shufflenetv1", "vgg11_bn", "preresnet164"])
+@pytest.mark.parametrize("name", ["resnet20", "shufflenetv1", "wrn16_8"])
 def test_fused_tails_change_bytes_alone(name, tails):
     # On maps of few positions what a fused tail does with [N, C] would be more than it saves.
     plain, gated = block_costs(name, tails, size=128)
@@ -227,7 +227,7 @@ def test_fused_tails_change_bytes_alone(name, tails):
     assert gated.uncounted == {}
     assert sum(gated.by_stage.values(), Usage()) == gated.total
     assert sum(gated.gates_by_stage.values(), Usage()) == gated.gates
-    if name in ("vgg11_bn", "preresnet164"):  # no norm before an addition
+    if name == "wrn16_8":  # no norm before an addition
         assert gated.total == before.total
     else:
         assert gated.total.bytes_moved < before.total.bytes_moved
