@@ -8,6 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 
@@ -194,6 +195,31 @@ def test_a_checkpoint_of_another_placement_is_seen(tmp_path):
     checkpoint(tmp_path / "a.safetensors", model, gate="se", placement="post")
     with pytest.raises(UserError, match="placement='post', this network's at 'standard'"):
         load_weights(create_model("resnet20", gate="se", num_classes=10), tmp_path / "a.safetensors")
+
+
+def test_options_of_another_network_are_seen_in_a_checkpoint(tmp_path):
+    """What no shape shows stands in the checkpoint, also where a variant says it."""
+    theirs = create_model("resnet50", variant="official", num_classes=10)
+    fields = {"name": "resnet50", "variant": "official", "options": {"zero_init_last_norm": True}}
+    checkpoint(tmp_path / "a.safetensors", theirs, **fields)
+    found = detect(tmp_path / "a.safetensors")
+    with torch.device("meta"):
+        model = create_model("resnet50", num_classes=10)
+    with pytest.raises(UserError, match="has stride_in='1x1', stem_pool='ceil' where this network has stride_in='3x3'"):
+        load_weights(model.to_empty(device="cpu"), tmp_path / "a.safetensors")
+    assert not load_weights(create_model(**found.arguments), tmp_path / "a.safetensors").missing
+
+
+def test_a_checkpoint_of_another_librarys_network_names_its_source(tmp_path):
+    theirs = timm.create_model("legacy_seresnet18", num_classes=10)
+    checkpoint(tmp_path / "a.safetensors", theirs, name="timm:legacy_seresnet18")
+    with pytest.raises(UserError, match="ReLU before the gate"):
+        detect(tmp_path / "a.safetensors")
+    theirs = timm.create_model("seresnet18", num_classes=10)
+    checkpoint(tmp_path / "b.safetensors", theirs, name="timm:seresnet18")
+    found = detect(tmp_path / "b.safetensors")
+    assert (found.source, found.name, found.gate) == ("timm", "resnet18", "se(round_to=8)")
+    assert not load_weights(create_model(**found.arguments), tmp_path / "b.safetensors").missing
 
 
 def test_damaged_entry(tmp_path):

@@ -7,6 +7,7 @@ from functools import cache, partial
 import pytest
 import timm
 import torch
+from pytorchcv.model_provider import get_model
 from torch import nn
 
 from excite.errors import UserError
@@ -97,6 +98,12 @@ def test_other_gates_are_to_be_asked_for():
     report = load_weights(model, state, fresh="gates")
     assert torch.equal(model.layer1[0].gate.fc1.weight, before)
     assert "layer1.0.gate.fc1.weight" in report.fresh and len(report.fresh) == 16
+    assert any("about 1/2" in note for note in report.notes)
+
+
+def test_gates_that_a_source_lacks_are_missing_without_strict():
+    report = load_weights(net("se"), plain(), strict=False)
+    assert len(report.missing) == 16 and not report.fresh
     assert any("about 1/2" in note for note in report.notes)
 
 
@@ -209,6 +216,23 @@ def test_no_classifier_leaves_the_sources_unused():
     assert any("has no classifier (num_classes=0)" in note for note in report.notes)
 
 
+def test_a_source_without_a_classifier():
+    state = {key: value for key, value in plain().items() if not key.startswith("fc.")}
+    assert "it has no classifier: fresh='classifier'" in loads(net(), state)
+    assert load_weights(net(), state, strict=False).missing == ("fc.weight", "fc.bias")
+    assert load_weights(net(), state, fresh="classifier").fresh == ("fc.weight", "fc.bias")
+
+
+def test_a_network_without_storage_cannot_take_any():
+    with torch.device("meta"):
+        model = net_on_meta()
+    assert "no storage (device meta)" in loads_meta(model, plain())
+
+
+def net_on_meta():
+    return ResNet(BasicBlock, DEPTHS, num_classes=10)
+
+
 def test_images_of_other_channels():
     said = loads(net(in_channels=1), plain())
     assert "'conv1.weight' has shape [64, 3, 7, 7], 'conv1.weight' of this network [64, 1, 7, 7]" in said
@@ -301,8 +325,6 @@ def test_options_that_no_shape_shows_of_other_families():
 
 
 def test_the_files_name_tells_networks_of_equal_shapes_apart(tmp_path):
-    from pytorchcv.model_provider import get_model
-
     state = get_model("resnet50", pretrained=False, num_classes=10).state_dict()
     torch.save(state, tmp_path / "resnet50b-0503-fc5d6f97.pth")
     torch.save(state, tmp_path / "weights.pth")
@@ -318,22 +340,30 @@ def test_the_files_name_tells_networks_of_equal_shapes_apart(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "match"),
+    ("source", "here", "match"),
     [
-        ("legacy_seresnet18", "its basic blocks have a ReLU before the gate"),
-        ("resnet50d", "its stem is three 3x3 convolutions"),
-        ("ecaresnet50t", "its stem is three 3x3 convolutions"),
-        ("ecaresnetlight", "its shortcuts are average-pooled"),
+        ("timm:legacy_seresnet18", "resnet18", "its basic blocks have a ReLU before the gate"),
+        ("timm:resnet50d", "resnet50", "its stem is three 3x3 convolutions"),
+        ("timm:ecaresnet50t", "resnet50", "its stem is three 3x3 convolutions"),
+        ("timm:ecaresnetlight", "resnet50", "its shortcuts are average-pooled"),
+        ("pytorchcv:sepreresnet20_cifar10", "preresnet110", "a norm behind the stem and none behind the last stage"),
+        ("pytorchcv:mobilenetv2_w1", "mobilenetv2", "its first block keeps a 1x1 convolution"),
     ],
 )
-def test_networks_that_none_here_computes(name, match):
+def test_networks_that_none_here_computes(source, here, match):
+    zoo, _, name = source.partition(":")
     with torch.device("meta"):
-        state = timm.create_model(name).state_dict()
-        assert match in loads_meta(create_model("resnet18" if "18" in name else "resnet50", gate="se"), state)
-    with pytest.raises(UserError, match=match):
-        detect(state)
-    with pytest.raises(UserError, match=match):
-        detect(state, source=f"timm:{name}")
+        state = (timm.create_model(name) if zoo == "timm" else get_model(name, pretrained=False)).state_dict()
+        assert match in loads_meta(create_model(here, gate="se"), state)
+    for told in ("auto", source):
+        with pytest.raises(UserError, match=match):
+            detect(state, source=told)
+
+
+def test_convolutions_with_biases_are_not_these_resnets():
+    state = {key.replace("fc.", "last_linear."): value for key, value in plain().items()}
+    state |= {key.replace("weight", "bias"): value[:, 0, 0, 0] for key, value in state.items() if value.dim() == 4}
+    assert "its convolutions have biases; the ResNets here have none" in loads(net(), state)
 
 
 def test_a_pool_without_tensors_is_told_by_the_name_alone(tmp_path):

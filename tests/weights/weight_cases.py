@@ -43,7 +43,8 @@ def trained(model: nn.Module, images: Tensor, seed: int = 0) -> nn.Module:
 
 def any_size(model: nn.Module) -> nn.Module:
     """pytorchcv's networks end in a pool of one size; averaged over the whole map they take images of any."""
-    model.features.final_pool = nn.AdaptiveAvgPool2d(1)
+    if hasattr(model.features, "final_pool"):
+        model.features.final_pool = nn.AdaptiveAvgPool2d(1)
     return model
 
 

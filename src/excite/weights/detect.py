@@ -1,27 +1,23 @@
-"""What a file of weights is, without a network at hand: found by building the candidates without storage."""
+"""What a file of weights is, without a network at hand: the one whose tensors have these names and shapes."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from excite.errors import UserError
-from excite.gates import GateConfig
-from excite.models import MODELS, create_model
-from excite.models.base import Classifier, gate_modules
+from excite.models import MODELS
 from excite.weights.files import Weights, read_weights
 from excite.weights.fit import converted
 from excite.weights.gates import gate_names, infer_gate, is_of_a_gate
 from excite.weights.layout import Layout
-from excite.weights.options import hidden_options, options_of
+from excite.weights.options import hidden_options
 from excite.weights.recognise import match_layout, name_in, refuse_by_name, refuse_by_tensors, say
 from excite.weights.report import listed
+from excite.weights.skeleton import Skeleton, skeleton
 from excite.weights.zoos import OWN, named_layouts, parse_source
 
 __all__ = ["Detected", "detect"]
@@ -90,7 +86,7 @@ def detect(path_or_state_dict: Any, *, source: str = "auto") -> Detected:
 
 def detect_in(weights: Weights, source: str) -> Detected:
     """``detect`` for weights that are read already."""
-    zoo, name = parse_source(source)
+    zoo, name = parse_source(weights.told if source == "auto" else source)
     if weights.spec is not None and zoo in (None, OWN):
         return _from_spec(weights.spec)
     if zoo is None:
@@ -123,6 +119,12 @@ def _one(found: list[tuple[Layout, Detected]], weights: Weights, layouts: list[L
     return Detected(**{**vars(first), "source": source})
 
 
+def options_in(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options that no shape shows of the network in a checkpoint of excite."""
+    found = _from_spec(spec)
+    return skeleton(found.name, found.options).options
+
+
 def _from_spec(spec: Mapping[str, Any]) -> Detected:
     try:
         stages = spec["stages"]
@@ -152,9 +154,12 @@ def _own_layouts() -> list[Layout]:
 
 def _identify(layout: Layout, weights: Weights, name: str | None) -> tuple[Layout, Detected] | None:
     keys = match_layout(layout, weights)
-    if keys is None or not all(key in keys or layout.why_idle(key) for key in weights.tensors):
+    if keys is None:
         return None
-    tensors = {ours: weights.tensors[theirs] for theirs, ours in keys.items()}
+    needed = [key for key in weights.tensors if layout.why_idle(key) is None]
+    if not all(key in keys for key in needed):
+        return None
+    tensors = {keys[key]: weights.tensors[key] for key in needed}
     if name is not None:
         names = [layout.networks[name]]
     else:
@@ -169,62 +174,48 @@ def _identify(layout: Layout, weights: Weights, name: str | None) -> tuple[Layou
 
 def _compare(name: str, layout: Layout, tensors: Mapping[str, Tensor]) -> Detected | None:
     """The network ``name`` if the tensors are its, whatever its gates, classes and channels of images."""
+    # An option that this network of the family does not have would be an error.
+    has, hidden = skeleton(name, {}).options, hidden_options(layout.family)
+    options = {o: v for o, v in layout.options.items() if o in has or o not in hidden}
+    network = skeleton(name, options)
     plain = {key: tensor for key, tensor in tensors.items() if not is_of_a_gate(key)}
-    with torch.device("meta"), _WithoutDraws():
-        # First without options: one that this network does not have would be an error.
-        model = create_model(name, gate="none")
-        has, hidden = options_of(model), hidden_options(layout.family)
-        options = {o: v for o, v in layout.options.items() if o in has or o not in hidden}
-        if options.keys() - has:  # those that shapes show
-            model = create_model(name, gate="none", **options)
-        free = _differences(model, layout, plain)
-        if free is None:
-            return None
-        gate, stages = "none", None
-        if len(plain) < len(tensors):
-            gate, stages = _gates_in(tensors, create_model(name, gate="se", **options))
+    free = _differences(network, layout, plain)
+    if free is None:
+        return None
+    gate, stages = _gates_in(tensors, network) if len(plain) < len(tensors) else ("none", None)
     return Detected(layout.zoo, name, gate, stages, *free, options, notes=layout.notes)
 
 
-class _WithoutDraws(TorchFunctionMode):
-    """Leaves out drawing into tensors without storage, for which torch would import its compiler: seconds."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func is Tensor.normal_ else func(*args, **(kwargs or {}))
-
-
-def _differences(model: Classifier, layout: Layout, plain: Mapping[str, Tensor]) -> tuple[int, int] | None:
+def _differences(network: Skeleton, layout: Layout, plain: Mapping[str, Tensor]) -> tuple[int, int] | None:
     """Classes and channels of the images, if these are all that the tensors differ in from the network."""
     classes, channels = 0, 3
-    own = model.state_dict()
-    stem = next(key for key, value in own.items() if value.dim() == 4)
-    for key, value in own.items():
+    if not plain.keys() <= network.shapes.keys():
+        return None
+    stem = next(key for key, shape in network.shapes.items() if len(shape) == 4)
+    for key, shape in network.shapes.items():
         theirs = plain.get(key)
         in_head = key.startswith(f"{layout.head}.")
         if theirs is None:
             if not (in_head or layout.is_zero(key) or key.endswith("num_batches_tracked")):
                 return None
-        elif in_head:
-            if converted(theirs, (theirs.shape[0], *value.shape[1:])) is None:
-                return None
+            continue
+        if in_head:
             classes = theirs.shape[0]
-        elif key == stem:
-            if theirs.shape[:1] + theirs.shape[2:] != value.shape[:1] + value.shape[2:]:
-                return None
+            shape = (classes, *shape[1:])
+        elif key == stem and theirs.dim() == 4:
             channels = theirs.shape[1]
-        elif converted(theirs, tuple(value.shape)) is None:
+            shape = (shape[0], channels, *shape[2:])
+        if converted(theirs, shape) is None:
             return None
-    extra = [key for key in plain if key not in own and not re.match(r"AuxLogits\.", key)]
-    return None if extra else (classes, channels)
+    return classes, channels
 
 
-def _gates_in(tensors: Mapping[str, Tensor], gated: Classifier) -> tuple[str, tuple[int, ...] | None]:
+def _gates_in(tensors: Mapping[str, Tensor], network: Skeleton) -> tuple[str, tuple[int, ...] | None]:
     """The text of the gates that the tensors belong to, and their stages."""
-    found, gates = gate_names(tensors), gate_modules(gated)
-    channels = {name: gate.channels for name, gate in gates.items() if isinstance(gate.channels, int)}
-    config: GateConfig | None = infer_gate(tensors, channels)
+    found = gate_names(tensors)
+    config = infer_gate(tensors, {name: channels for name, (channels, _) in network.gates.items()})
     if config is None:
         raise UserError(f"no single gate has the shapes of {listed(found)}")
-    stages = {stage for name in found if (stage := gated.stage_of(name)) is not None}
-    every = {stage for name in gates if (stage := gated.stage_of(name)) is not None}
-    return str(config), None if stages == every else tuple(sorted(stages))
+    stages = {network.gates[name][1] for name in found}
+    every = {stage for _, stage in network.gates.values()}
+    return str(config), None if stages == every else tuple(sorted(stage for stage in stages if stage is not None))

@@ -34,7 +34,8 @@ class Weights:
         tensors: by name, on the CPU where they come from a file.
         origin: what to call them in messages.
         hints: what may be the network's name: entries of the file, and the file's own name.
-        spec: the network, where the file is a checkpoint of excite.
+        spec: the network, where the file is a checkpoint of excite and the network is one of excite.
+        told: the source as the file itself says it ("timm:seresnet50"); else "auto".
         zoo: the zoo, where the format alone tells it; else "".
         names: their names -> ours, where it takes the file's order to tell; else None.
         transposed: names of the tensors that the file keeps with other axes.
@@ -45,6 +46,7 @@ class Weights:
     origin: str
     hints: tuple[str, ...] = ()
     spec: dict[str, Any] | None = None
+    told: str = "auto"
     zoo: str = ""
     names: dict[str, str] | None = None
     transposed: frozenset[str] = frozenset()
@@ -113,10 +115,14 @@ def _from_safetensors(path: Path) -> Weights:
         entry = json.loads(header.get("excite", "{}"))
         shared = {key: tensors[other] for key, other in entry.get("shared", {}).items()}
         spec = entry.get("spec")
-    except (json.JSONDecodeError, KeyError, AttributeError) as error:
+        network = "" if spec is None else str(spec["name"])
+    except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{path}: its 'excite' entry is damaged ({type(error).__name__}: {error})") from None
     read = _unpacked(tensors | shared, path.name, (path.stem,))
-    return Weights(read.tensors, read.origin, read.hints, spec=spec, notes=read.notes)
+    # Networks of other libraries are named "timm:NAME" there, and keep the names that their library gives tensors.
+    foreign = ":" in network
+    told = network if network.startswith(("timm:", "torchvision:")) else "auto"
+    return Weights(read.tensors, read.origin, read.hints, spec=None if foreign else spec, told=told, notes=read.notes)
 
 
 def _from_torch(path: Path) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from excite.errors import UserError, unknown
 from excite.gates import GateConfig, parse_gate
 from excite.models.base import Classifier, GatedBlock, gate_modules
-from excite.weights.detect import detect_in
+from excite.weights.detect import detect_in, options_in
 from excite.weights.files import Weights, read_weights
 from excite.weights.fit import converted
 from excite.weights.gates import are_exactly_one, function_of, infer_gate, is_of_a_gate, kind_of
@@ -68,6 +68,10 @@ def load_weights(
         )
     parts = _parts(fresh, model)
     weights = read_weights(path_or_state_dict)
+    if _without_storage(model.state_dict()) and not _without_storage(weights.tensors):
+        raise UserError(
+            "this network has no storage (device meta), so nothing could be loaded: model.to_empty(...) first"
+        )
     match = best_match(weights, model, source)
     plan = _Plan(model, weights, match, parts)
     plan.check_options()
@@ -77,6 +81,10 @@ def load_weights(
     plan.raise_problems(strict, source)
     model.load_state_dict(plan.ready, strict=False)
     return plan.report()
+
+
+def _without_storage(tensors: Mapping[str, Tensor]) -> bool:
+    return any(tensor.is_meta for tensor in tensors.values())
 
 
 def _parts(fresh: str | Iterable[str], model: Classifier) -> frozenset[str]:
@@ -125,7 +133,8 @@ class _Plan:
     def check_options(self) -> None:
         """The network's hidden options must be the source's."""
         shown = options_of(self.model)
-        expected = {o: v for o, v in self.match.layout.options.items() if o in shown}
+        theirs = self.match.layout.options if self.weights.spec is None else options_in(self.weights.spec)
+        expected = {o: v for o, v in theirs.items() if o in shown}
         differing = {o: v for o, v in expected.items() if v != shown[o]}
         if differing:
             mine = say({o: shown[o] for o in differing})
@@ -136,7 +145,7 @@ class _Plan:
             )
         elif expected:
             self.notes.append(f"{self.match.source} has {say(expected)}, as this network")
-        if self.match.source == OWN:
+        if self.match.source == OWN and self.weights.spec is None:
             self.notes.append("names are taken as ours, and options that no shape shows as this network's")
 
     # --- parts ---
@@ -145,15 +154,16 @@ class _Plan:
         """The source's gates into ours, or either of them left out."""
         theirs = {ours: self.weights.tensors[key] for ours, key in self.theirs.items() if is_of_a_gate(ours)}
         if GATES in self.fresh_parts:
-            self._leave(lambda key: is_of_a_gate(key) and key in self.own, "gates were asked to stay fresh")
+            self._leave(is_of_a_gate, "gates were asked to stay fresh")
             self._say_what_fresh_gates_do()
         elif self.gates and not theirs:
-            if not are_exactly_one(self.gates):
+            if are_exactly_one(self.gates):
+                self._leave(is_of_a_gate, "")
+            else:
                 self.incomplete.append(
                     "it has no gates, and this network does. Plain weights load into gates that start neutral: "
                     "create_model(..., gate='se(neutral=true)'), or leave these as they are: fresh='gates'"
                 )
-            self._leave(is_of_a_gate, "")
             self._say_what_fresh_gates_do()
         elif theirs and not self.gates:
             gate = self._inferred(theirs)
@@ -207,13 +217,13 @@ class _Plan:
         mine = [key for key in self.own if key.startswith(head)]
         found = [ours for ours in self.theirs if ours.startswith(head)]
         if CLASSIFIER in self.fresh_parts:
+            # Inception-v3's auxiliary head is a classifier of the same classes.
             self._leave(lambda key: key.startswith((head, "AuxLogits.fc.")), "the classifier was asked to stay fresh")
         elif not mine:
             for key in found:
                 self.unused[self.theirs[key]] = "this network has no classifier (num_classes=0)"
         elif not found:
             self.incomplete.append("it has no classifier: fresh='classifier' keeps this network's own")
-            self._leave(lambda key: key.startswith(head), "")
         else:
             theirs, own = (t[f"{head}weight"].shape[0] for t in (self._by_our_names(), self.own))
             if theirs != own:
@@ -225,11 +235,11 @@ class _Plan:
     def _by_our_names(self) -> dict[str, Tensor]:
         return {ours: self.weights.tensors[theirs] for ours, theirs in self.theirs.items()}
 
-    def _leave(self, belongs: Any, reason: str) -> None:
+    def _leave(self, belongs: Callable[[str], bool], reason: str) -> None:
         """Our tensors of a part stay; the source's of that part are not used."""
         self.fresh += [key for key in self.own if belongs(key)]
         for ours, theirs in self.theirs.items():
-            if belongs(ours) or (is_of_a_gate(ours) and GATES in self.fresh_parts):
+            if belongs(ours):
                 self.unused[theirs] = reason
 
     # --- tensors ---

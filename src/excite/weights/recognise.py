@@ -55,7 +55,7 @@ def best_match(weights: Weights, model: Classifier, source: str) -> Match:
         ValueError: no zoo's names, those of another network or one that is refused, or two networks of a zoo that
             no shape tells apart and no name does.
     """
-    zoo, name = parse_source(source)
+    zoo, name = parse_source(weights.told if source == "auto" else source)
     if zoo == OWN or (zoo is None and weights.spec is not None):
         return _own(weights, model)
     if name is None and zoo is None:

@@ -130,7 +130,6 @@ LAYOUTS = (
         {
             **{f"resnet{depth}": f"resnet{depth}" for depth in _DEPTHS},
             **{f"seresnet{depth}": f"resnet{depth}" for depth in _DEPTHS},
-            **{f"tv_resnet{depth}": f"resnet{depth}" for depth in _DEPTHS[1:]},
         },
         _RESNET,
         {"stride_in": "3x3", "stem_pool": "padded"},

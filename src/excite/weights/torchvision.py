@@ -36,7 +36,7 @@ LAYOUTS = (
     Layout(
         ZOO,
         ResNeXt,
-        {"resnext50_32x4d": "resnext50_32x4d", "resnext101_32x4d": "resnext101_32x4d"},
+        {"resnext50_32x4d": "resnext50_32x4d"},
         RESNET,
         {"stem_pool": "padded"},
     ),

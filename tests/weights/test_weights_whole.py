@@ -1,0 +1,47 @@
+"""Weights of whole networks that come in one size, from zoos whose names for them are not ours."""
+
+from functools import partial
+
+import pytest
+import timm
+from pytorchcv.model_provider import get_model
+from weight_cases import any_size, check_parity
+
+from excite.models import create_model
+
+
+def timms(name):
+    return partial(timm.create_model, name, num_classes=10)
+
+
+def pytorchcvs_any_size(name):
+    return any_size(get_model(name, pretrained=False, num_classes=10))
+
+
+def pytorchcvs(name):
+    return partial(pytorchcvs_any_size, name)
+
+
+slow = partial(pytest.param, marks=pytest.mark.slow)  # a gigabyte each
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "peer", "size", "source", "zeroed"),
+    [
+        ("mobilenetv1", {"activation": "relu6"}, timms("mobilenetv1_100"), 64, "timm", 0),
+        ("mobilenetv1", {}, pytorchcvs("mobilenet_w1"), 64, "pytorchcv", 0),
+        ("mobilenetv2", {}, timms("mobilenetv2_100"), 64, "timm", 0),
+        ("mobilenetv2", {}, pytorchcvs("mobilenetv2b_w1"), 64, "pytorchcv", 1),
+        ("shufflenetv1", {}, pytorchcvs("shufflenet_g3_w1"), 64, "pytorchcv", 0),
+        ("bn_inception", {"conv_bias": True}, pytorchcvs("bninception"), 64, "pytorchcv", 0),
+        ("inception_v3", {}, pytorchcvs("inceptionv3"), 91, "pytorchcv", 0),
+        ("inception_resnet_v2", {}, timms("inception_resnet_v2"), 91, "timm", 0),
+        ("inception_resnet_v2", {}, pytorchcvs("inceptionresnetv2"), 91, "pytorchcv", 0),
+        slow("vgg11_bn", {}, timms("vgg11_bn"), 224, "timm", 0),
+        slow("vgg13_bn", {}, pytorchcvs("bn_vgg13"), 224, "pytorchcv", 10),
+        slow("vgg13_bn", {}, pytorchcvs("bn_vgg13b"), 224, "pytorchcv", 0),
+    ],
+)
+def test_outputs_are_the_peers(name, options, peer, size, source, zeroed):
+    pair = check_parity(peer, partial(create_model, name, num_classes=10, **options), size=size)
+    assert pair.report.source == source and len(pair.report.zeroed) == zeroed and not pair.report.unused
