@@ -18,7 +18,6 @@ from excite.models.senet import SENet, SENetOptions
 from excite.weights import detect, load_weights
 
 DEPTHS = (1, 2, 1, 1)
-FUNCTIONAL = {"seresnet": 1, "seresnext": 32, "senet": 64}
 
 
 def peer(kind, depths=DEPTHS):
@@ -102,7 +101,7 @@ class KerasFile:
         return path
 
 
-@pytest.mark.parametrize("kind", FUNCTIONAL)
+@pytest.mark.parametrize("kind", ["seresnet", "seresnext", pytest.param("senet", marks=pytest.mark.slow)])
 def test_outputs_are_the_keras_networks(kind, tmp_path):
     x = images(66)
     theirs = trained(peer(kind).double(), x)

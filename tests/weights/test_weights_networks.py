@@ -1,10 +1,13 @@
 """Whole networks of each zoo, without storage: every name has its place, every shape fits, options are the zoo's."""
 
+from functools import partial
+
 import pytest
 import timm
 import torch
 import torchvision
 from pytorchcv.model_provider import get_model as pytorchcv_model
+from weight_cases import on_meta
 
 from excite.errors import UserError
 from excite.models import MODELS, create_model
@@ -68,11 +71,10 @@ NAMED = {"pytorchcv:resnet50", "pytorchcv:resnet50b", "pytorchcv:seresnet152b"}
 def peer(name):
     """A zoo's network without storage."""
     zoo, _, network = name.partition(":")
-    with torch.device("meta"):
-        if zoo == "torchvision":
-            extra = {"init_weights": False} if network.startswith("inception") else {}
-            return torchvision.models.get_model(network, weights=None, **extra)
-        return timm.create_model(network) if zoo == "timm" else pytorchcv_model(network, pretrained=False)
+    if zoo == "torchvision":
+        extra = {"init_weights": False} if network.startswith("inception") else {}
+        return on_meta(partial(torchvision.models.get_model, network, weights=None, **extra))
+    return on_meta(partial(timm.create_model if zoo == "timm" else pytorchcv_model, network, pretrained=False))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -85,9 +87,8 @@ def test_every_tensor_of_a_whole_network_has_its_place(name):
             detect(state)
     else:
         assert str(detect(state)) == NETWORKS[name]
-    with torch.device("meta"):
-        ours = create_model(**found.arguments)
-        report = load_weights(ours, state, source=name)
+    ours = on_meta(partial(create_model, **found.arguments))
+    report = load_weights(ours, state, source=name)
     assert len(report.matched) + len(report.zeroed) == len(ours.state_dict())
     assert all(key.startswith("AuxLogits.") for key in report.unused)
     assert set(report.zeroed) <= {k for k in ours.state_dict() if k.endswith(".bias")}

@@ -22,7 +22,7 @@ def pytorchcvs(name):
     return partial(pytorchcvs_any_size, name)
 
 
-slow = partial(pytest.param, marks=pytest.mark.slow)  # a gigabyte each
+slow = partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
@@ -35,8 +35,8 @@ slow = partial(pytest.param, marks=pytest.mark.slow)  # a gigabyte each
         ("shufflenetv1", {}, pytorchcvs("shufflenet_g3_w1"), 64, "pytorchcv", 0),
         ("bn_inception", {"conv_bias": True}, pytorchcvs("bninception"), 64, "pytorchcv", 0),
         ("inception_v3", {}, pytorchcvs("inceptionv3"), 91, "pytorchcv", 0),
-        ("inception_resnet_v2", {}, timms("inception_resnet_v2"), 91, "timm", 0),
-        ("inception_resnet_v2", {}, pytorchcvs("inceptionresnetv2"), 91, "pytorchcv", 0),
+        slow("inception_resnet_v2", {}, timms("inception_resnet_v2"), 91, "timm", 0),
+        slow("inception_resnet_v2", {}, pytorchcvs("inceptionresnetv2"), 91, "pytorchcv", 0),
         slow("vgg11_bn", {}, timms("vgg11_bn"), 224, "timm", 0),
         slow("vgg13_bn", {}, pytorchcvs("bn_vgg13"), 224, "pytorchcv", 10),
         slow("vgg13_bn", {}, pytorchcvs("bn_vgg13b"), 224, "pytorchcv", 0),

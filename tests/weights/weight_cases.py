@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from excite.models.base import Classifier
 from excite.weights import LoadReport, load_weights
@@ -52,11 +53,22 @@ def images(size: int, n: int = 2) -> Tensor:
     return torch.randn(n, 3, size, size, dtype=torch.float64)
 
 
+class WithoutDraws(TorchFunctionMode):
+    """Leaves out drawing: into tensors without storage it changes nothing, and takes torch long."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return args[0] if func in (Tensor.normal_, Tensor.uniform_) else func(*args, **(kwargs or {}))
+
+
+def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
+    """A network without storage."""
+    with torch.device("meta"), WithoutDraws():
+        return make()
+
+
 def unwritten(make: Callable[[], Classifier]) -> Classifier:
     """A network in float64 and eval mode with whatever its memory holds: made without the time that drawing takes."""
-    with torch.device("meta"):
-        model = make()
-    return model.double().eval().to_empty(device="cpu")
+    return on_meta(make).double().eval().to_empty(device="cpu")
 
 
 class Pair(NamedTuple):
