@@ -110,7 +110,7 @@ def counted(name: str, gate: str, variant: str | None = None, classes: int = 100
     """A network's cost for one image of its paper's size, and its operations: by family, inside gates or not."""
     size = MODELS[name].image_size
     model = on_meta(name, gate, variant=variant, num_classes=classes)
-    cost = count_cost(model, torch.empty(1, 3, size, size, device="meta"))
+    cost = count_cost(model, torch.empty(1, 3, size, size, device="meta"), convention=SENET)
     gates = tuple(f"{gate}." for gate in gate_modules(model))
     operations: Counter[Kind] = Counter()
     for op in cost.ops:

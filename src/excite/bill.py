@@ -40,7 +40,8 @@ class CostConfig(Settings):
         image_size: side of the image in pixels; null is the one its paper counts with, 224 where that is not known.
         in_channels: channels of the image.
         num_classes: size of the output; null is 1000, or 10 for networks for small images.
-        convention: what counts as a multiply-add: senet, senet-all (rescaling too) or eca (the ECA paper's counter).
+        convention: what counts as a multiply-add: senet-all (a gate's pool and its rescaling too), senet (as the SE
+            paper prints, without the rescaling) or eca (the ECA paper's counter).
         json: print everything as JSON, by module too.
         plot: also write a page with the figures by stage, a file that ends in .html.
     """
@@ -53,7 +54,7 @@ class CostConfig(Settings):
     image_size: int | None = None
     in_channels: int = 3
     num_classes: int | None = None
-    convention: Literal["senet", "senet-all", "eca"] = "senet"
+    convention: Literal["senet", "senet-all", "eca"] = "senet-all"
     json: bool = False
     plot: str | None = None
 
@@ -158,7 +159,7 @@ def _lines(item: BillItem) -> list[str]:
     lines = [
         item.label,
         f"one image, {item.spec.in_channels} x {item.image_size} x {item.image_size}; "
-        f"multiply-adds by the convention {convention.name!r}, in {unit}",
+        f"multiply-adds in {unit}, by {convention.name!r}",
         f"{'':12}{'parameters':>14}{'multiply-adds':>15}{'maps: MB':>12}{'fused':>11}{'ahead':>11}",
     ]
     for name, usages in parts:

@@ -11,12 +11,12 @@ from timm.models.senet import SENet as TimmLegacy
 from timm.models.senet import SEResNeXtBottleneck as TimmLegacyBottleneck
 from torch.nn import functional as F
 
-from excite.cost import count_cost
+from excite.cost import SENET, count_cost
 from excite.errors import UserError
 from excite.gates import ECAConfig, SEConfig
 from excite.models import create_model
 from excite.models.resnext import ResNeXt, ResNeXtOptions
-from tolerances import PARITY, PEER
+from tolerances import PARITY, PEER, PRINTED_MACS
 
 CLOSE = PARITY[torch.float64]
 SMALL = (1, 2, 1, 1)
@@ -179,11 +179,10 @@ def test_parameter_counts(name, parameters):
     ],
 )
 def test_se_papers_gmacs(name, gmacs):
-    """SE paper, Table 2. Counted: 4.236, 4.250, 7.979 and 8.002; the third is 0.14 % under the printed figure."""
+    """SE paper, Table 2. Counted: 4.236, 4.244, 7.979 and 7.993, up to 0.14 % under the printed figures."""
     model = on_meta(name, variant="official")
-    assert count_cost(model, torch.empty(1, 3, 224, 224, device="meta")).total.macs / 1e9 == pytest.approx(
-        gmacs, rel=3e-3
-    )
+    cost = count_cost(model, torch.empty(1, 3, 224, 224, device="meta"), convention=SENET)
+    assert cost.total.macs / 1e9 == pytest.approx(gmacs, rel=PRINTED_MACS)
 
 
 # --- the rest of the contract ---

@@ -9,7 +9,7 @@ from timm.models.senet import SEBottleneck as TimmBottleneck
 from timm.models.senet import SENet as TimmSENet
 from torch.nn import functional as F
 
-from excite.cost import count_cost
+from excite.cost import SENET, count_cost
 from excite.errors import UserError
 from excite.gates import ECA, SE, ECAConfig, SEConfig
 from excite.models import create_model, gate_parameters, split_alias
@@ -195,7 +195,7 @@ def test_paired_initialisation_starts_from_the_network_without_gates(monkeypatch
 def test_cost():
     """The SE paper prints no figure; timm lists 20.77 G, which counts the gates' layers, pools and so on otherwise."""
     image = torch.empty(1, 3, 224, 224, device="meta")
-    cost = count_cost(on_meta("senet154"), image)
+    cost = count_cost(on_meta("senet154"), image, convention=SENET)
     assert cost.uncounted == {}
     assert round(cost.total.macs / 1e9, 3) == 20.715
     assert cost.gates.parameters == 2 * (3 * 256**2 + 8 * 512**2 + 36 * 1024**2 + 3 * 2048**2) // 16 + 17 * (

@@ -147,8 +147,8 @@ def test_gated_network_adds_only_gate_keys():
 # --- counts that the papers print ---
 
 
-def counted(model, weights):
-    cost = count_cost(model, torch.empty(1, 3, 224, 224, device="meta"), convention=Convention("test", weights))
+def counted(model, convention):
+    cost = count_cost(model, torch.empty(1, 3, 224, 224, device="meta"), convention=convention)
     assert not cost.uncounted
     return cost
 
@@ -156,7 +156,7 @@ def counted(model, weights):
 @pytest.mark.parametrize(("groups", "printed"), [(1, 143), (2, 140), (3, 137), (4, 133), (8, 137)])
 def test_complexity_is_the_shufflenet_papers(groups, printed):
     """arXiv 1707.01083, Table 1, last row: the multiply-adds of the convolutions."""
-    assert round(counted(on_meta(groups=groups), {"conv": 1}).total.macs / 1e6) == printed
+    assert round(counted(on_meta(groups=groups), Convention("convolutions", {"conv": 1})).total.macs / 1e6) == printed
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_is_the_se_papers(gate, parameters, macs):
     """
     model = on_meta(gate=gate)
     assert int(count(model) / 1e5) / 10 == parameters
-    cost = counted(model, {**SENET.weights, "multiply": 0})
+    cost = counted(model, SENET)
     pools = [op for op in cost.ops if op.op == "aten.avg_pool2d"]
     outputs = 28 * 28 * 24 + 14 * 14 * 240 + 7 * 7 * 480
     assert len(pools) == 3 and sum(op.bytes_written for op in pools) == 4 * outputs

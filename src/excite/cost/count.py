@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from excite.cost.conventions import SENET, Convention
+from excite.cost.conventions import SENET_ALL, Convention
 from excite.cost.record import Recorder, record
 from excite.cost.usage import OpCost, Row, Usage, ancestors, by_module, by_stage
 from excite.errors import unknown
@@ -66,7 +66,7 @@ def count_cost(
     model: nn.Module,
     example: Tensor | Sequence[Tensor],
     *,
-    convention: Convention = SENET,
+    convention: Convention = SENET_ALL,
     tails: str = "unfused",
 ) -> Cost:
     """Parameters, multiply-adds and bytes moved of one forward pass in eval mode.
@@ -78,7 +78,7 @@ def count_cost(
         model: any network.
         example: its input, or a tuple of its positional inputs; ``torch.empty(1, 3, 224, 224, device="meta")`` will do.
             Figures are for this batch as a whole: give one image for the papers' figures. Bytes are of its dtype.
-        convention: what counts as a multiply-add.
+        convention: what counts as a multiply-add; by default a gate's pool and its rescaling both do.
         tails: which tails of residual branches the bytes are of; parameters and multiply-adds are the definition's.
             "unfused": each operation reads and writes its maps. "fused": ``excite.ops.tail``, which reads x twice and
             the shortcut once, and writes y, with a gate or without. "squeeze-ahead": at inference, the gate's squeeze

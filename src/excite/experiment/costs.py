@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from excite.cost import SENET_ALL, count_cost
+from excite.cost import count_cost
 from excite.errors import UserError
 from excite.experiment.comparison import PLAIN, Measured
 from excite.timing import evaluating, time_in_turns, training_step
@@ -28,7 +28,7 @@ class GateCost:
 
     Attributes:
         parameters: learnable numbers of the whole network.
-        macs: multiply-adds of one image, a gate's pool and rescaling included (``excite.cost.SENET_ALL``).
+        macs: multiply-adds of one image, a gate's pool and rescaling included, as ``count_cost`` counts.
         timings: measured in turns with plain's network; empty where not measured.
     """
 
@@ -46,7 +46,7 @@ def count_costs(networks: Mapping[str, nn.Module], example: Tensor) -> dict[str,
     """
     counted = {}
     for gate, network in networks.items():
-        total = count_cost(network, example, convention=SENET_ALL).total
+        total = count_cost(network, example).total
         counted[gate] = GateCost(total.parameters, total.macs)
     return counted
 
