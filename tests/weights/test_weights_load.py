@@ -7,8 +7,10 @@ from functools import cache, partial
 import pytest
 import timm
 import torch
+from cadene_peers import cadenes
 from pytorchcv.model_provider import get_model
 from torch import nn
+from weight_cases import on_meta
 
 from excite.errors import UserError
 from excite.gates import parse_gate
@@ -346,24 +348,19 @@ def test_the_files_name_tells_networks_of_equal_shapes_apart(tmp_path):
         ("timm:resnet50d", "resnet50", "its stem is three 3x3 convolutions"),
         ("timm:ecaresnet50t", "resnet50", "its stem is three 3x3 convolutions"),
         ("timm:ecaresnetlight", "resnet50", "its shortcuts are average-pooled"),
+        ("cadene:fbresnet152", "resnet152", "its convolutions have biases; the ResNets here have none"),
         ("pytorchcv:sepreresnet20_cifar10", "preresnet110", "a norm behind the stem and none behind the last stage"),
         ("pytorchcv:mobilenetv2_w1", "mobilenetv2", "its first block keeps a 1x1 convolution"),
     ],
 )
 def test_networks_that_none_here_computes(source, here, match):
     zoo, _, name = source.partition(":")
-    with torch.device("meta"):
-        state = (timm.create_model(name) if zoo == "timm" else get_model(name, pretrained=False)).state_dict()
-        assert match in loads_meta(create_model(here, gate="se"), state)
+    make = {"timm": timm.create_model, "cadene": cadenes, "pytorchcv": partial(get_model, pretrained=False)}[zoo]
+    state = on_meta(partial(make, name)).state_dict()
+    assert match in loads_meta(on_meta(partial(create_model, here, gate="se")), state)
     for told in ("auto", source):
         with pytest.raises(UserError, match=match):
             detect(state, source=told)
-
-
-def test_convolutions_with_biases_are_not_these_resnets():
-    state = {key.replace("fc.", "last_linear."): value for key, value in plain().items()}
-    state |= {key.replace("weight", "bias"): value[:, 0, 0, 0] for key, value in state.items() if value.dim() == 4}
-    assert "its convolutions have biases; the ResNets here have none" in loads(net(), state)
 
 
 def test_a_pool_without_tensors_is_told_by_the_name_alone(tmp_path):

@@ -6,13 +6,13 @@ import pytest
 import timm
 import torch
 import torchvision
+from cadene_peers import cadenes
 from pytorchcv.model_provider import get_model as pytorchcv_model
 from weight_cases import on_meta
 
 from excite.errors import UserError
 from excite.models import MODELS, create_model
 from excite.weights import detect, load_weights
-from excite.weights.layout import rename
 from excite.weights.zoos import LAYOUTS
 
 # The zoo's name, and the call of create_model that its weights are for.
@@ -37,6 +37,18 @@ NETWORKS = {
     "timm:inception_resnet_v2": "create_model('inception_resnet_v2', gate='none')",
     "timm:mobilenetv1_100": "create_model('mobilenetv1', gate='none', activation='relu6')",
     "timm:mobilenetv2_100": "create_model('mobilenetv2', gate='none')",
+    "cadene:se_resnet50": "create_model('resnet50', gate='se', stride_in='1x1', stem_pool='ceil')",
+    "cadene:se_resnext101_32x4d": "create_model('resnext101_32x4d', gate='se', stem_pool='ceil')",
+    "cadene:senet154": "create_model('senet154', gate='se', stem_pool='ceil')",
+    "cadene:resnet34": f"create_model('resnet34', gate='none', {PADDED})",
+    "cadene:resnet50": f"create_model('resnet50', gate='none', stride_in='3x3', {PADDED})",
+    "cadene:resnet101": f"create_model('resnet101', gate='none', stride_in='3x3', {PADDED})",
+    "cadene:cafferesnet101": "create_model('resnet101', gate='none', stride_in='1x1', stem_pool='ceil')",
+    "cadene:resnext101_32x4d": f"create_model('resnext101_32x4d', gate='none', {PADDED})",
+    "cadene:vgg16_bn": "create_model('vgg16_bn', gate='none')",
+    "cadene:bninception": "create_model('bn_inception', gate='none', conv_bias=True)",
+    "cadene:inceptionv3": "create_model('inception_v3', gate='none', count_include_pad=True)",
+    "cadene:inceptionresnetv2": "create_model('inception_resnet_v2', gate='none')",
     "pytorchcv:resnet50": f"create_model('resnet50', gate='none', stride_in='1x1', {PADDED})",
     "pytorchcv:resnet50b": f"create_model('resnet50', gate='none', stride_in='3x3', {PADDED})",
     "pytorchcv:seresnet18": f"create_model('resnet18', gate='se', {PADDED})",
@@ -65,7 +77,10 @@ NETWORKS = {
     "pytorchcv:wrn28_10_cifar10": "create_model('wrn28_10', gate='none', num_classes=10)",
 }
 # What tensors alone leave open: another network of the zoo has the same shapes.
-NAMED = {"pytorchcv:resnet50", "pytorchcv:resnet50b", "pytorchcv:seresnet152b"}
+NAMED = {
+    *("cadene:resnet101", "cadene:cafferesnet101"),
+    *("pytorchcv:resnet50", "pytorchcv:resnet50b", "pytorchcv:seresnet152b"),
+}
 
 
 def peer(name):
@@ -74,6 +89,8 @@ def peer(name):
     if zoo == "torchvision":
         extra = {"init_weights": False} if network.startswith("inception") else {}
         return on_meta(partial(torchvision.models.get_model, network, weights=None, **extra))
+    if zoo == "cadene":
+        return on_meta(partial(cadenes, network))
     return on_meta(partial(timm.create_model if zoo == "timm" else pytorchcv_model, network, pretrained=False))
 
 
@@ -97,86 +114,20 @@ def test_every_tensor_of_a_whole_network_has_its_place(name):
 def test_every_network_that_can_be_had_is_tried():
     """One of each layout at least; those without a name here, and zoos that do not install, are tried elsewhere."""
     tried = {tuple(name.split(":")) for name in NETWORKS}
-    for zoo in ("torchvision", "timm", "pytorchcv"):
+    for zoo in ("torchvision", "timm", "cadene", "pytorchcv"):
         for layout in LAYOUTS[zoo]:
             assert not layout.networks or any((zoo, name) in tried for name in layout.networks), layout.networks
 
 
-# --- zoos that do not install ---
-
-
-def classifier_renamed(name):
-    """Cadene's network taken from torchvision: its classifier is last_linear."""
-    state = peer(f"torchvision:{name}").state_dict()
-    return {key.replace("fc.", "last_linear.", 1) if key.startswith("fc.") else key: v for key, v in state.items()}
-
-
-@pytest.mark.parametrize("name", ["resnet50", "inception_v3"])
-def test_cadenes_networks_from_torchvision(name):
-    found = detect(classifier_renamed(name))
-    assert (found.source, found.name) == ("cadene", name)
-
-
-def test_cadenes_resnet101_is_two_networks():
-    state = classifier_renamed("resnet101")
-    with pytest.raises(UserError, match=r"cadene.*stride_in='3x3'.*cadene.*stride_in='1x1'"):
+def test_cadenes_resnext_of_other_groups():
+    state = peer("cadene:resnext101_64x4d").state_dict()
+    with pytest.raises(UserError, match="no network here has its groups"):
+        detect(state, source="cadene:resnext101_64x4d")
+    with pytest.raises(UserError, match="the tensors of no network"):
         detect(state)
-    assert detect(state, source="cadene:resnet101").options == {"stride_in": "3x3", "stem_pool": "padded"}
-    assert detect(state, source="cadene:cafferesnet101").options == {"stride_in": "1x1", "stem_pool": "ceil"}
 
 
-def test_cadenes_vgg():
-    parts = {
-        "features": "_features",
-        "classifier.0": "linear0",
-        "classifier.3": "linear1",
-        "classifier.6": "last_linear",
-    }
-    state = {}
-    for key, value in peer("torchvision:vgg16_bn").state_dict().items():
-        ours = next(ours for ours in parts if key.startswith(f"{ours}."))
-        state[parts[ours] + key.removeprefix(ours)] = value
-    found = detect(state)
-    assert str(found) == "create_model('vgg16_bn', gate='none')" and found.source == "cadene"
-
-
-def in_order(names, model):
-    """A state dict of these names of modules, in the order of our network's."""
-    own = model.state_dict()
-    modules = list(dict.fromkeys(key.rpartition(".")[0] for key in own))
-    assert len(modules) == len(names)
-    theirs = dict(zip(modules, names, strict=True))
-    return {f"{theirs[k.rpartition('.')[0]]}.{k.rpartition('.')[2]}": value for k, value in own.items()}
-
-
-def test_cadenes_bn_inception():
-    """Its modules in the order of its file, which is that of the branches."""
-    names = ["conv1_7x7_s2", "conv2_3x3_reduce", "conv2_3x3"]
-    for unit in ("3a", "3b", "3c", "4a", "4b", "4c", "4d", "4e", "5a", "5b"):
-        branches = ["1x1", "3x3_reduce", "3x3", "double_3x3_reduce", "double_3x3_1", "double_3x3_2", "pool_proj"]
-        names += [f"inception_{unit}_{b}" for b in (branches[1:-1] if unit in ("3c", "4e") else branches)]
-    names = [name + norm for name in names for norm in ("", "_bn")] + ["last_linear"]
-    with torch.device("meta"):
-        model = create_model("bn_inception", conv_bias=True)
-    found = detect(in_order(names, model))
-    assert (found.source, found.name, found.options) == ("cadene", "bn_inception", {"conv_bias": True})
-    (layout,) = (layout for layout in LAYOUTS["cadene"] if "bninception" in layout.networks)
-    mapped = [rename(f"{name}.weight", layout.rules).rpartition(".")[0] for name in names]
-    assert mapped == list(dict.fromkeys(key.rpartition(".")[0] for key in model.state_dict()))
-
-
-def test_cadenes_resnext_from_lua():
-    """Its containers by number, in the order in which they run; the shortcut comes after the branch."""
-    names = ["features.0", "features.1"]
-    for stage, depth in enumerate((3, 4, 23, 3)):
-        for block in range(depth):
-            unit = f"features.{4 + stage}.{block}.0"
-            names += [f"{unit}.0.0.{i}" for i in (0, 1, 3, 4)] + [f"{unit}.0.1", f"{unit}.0.2"]
-            names += [f"{unit}.1.0", f"{unit}.1.1"] if block == 0 else []
-    with torch.device("meta"):
-        model = create_model("resnext101_32x4d")
-    found = detect(in_order([*names, "last_linear"], model))
-    assert str(found) == f"create_model('resnext101_32x4d', gate='none', {PADDED})" and found.source == "cadene"
+# --- zoos that do not install ---
 
 
 def test_moskomules_idle_gates_of_inception_v3():

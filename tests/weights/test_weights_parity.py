@@ -7,6 +7,7 @@ import timm.models.resnet as timm_resnet
 import timm.models.senet as timm_senet
 import torch
 import torchvision.models.resnet as tv_resnet
+from cadene_peers import cut
 from pytorchcv.models import (
     preresnet_cifar,
     resnet,
@@ -35,14 +36,16 @@ from excite.weights import load_weights
 from tolerances import PARITY
 
 DEPTHS = (1, 1, 1, 1)
+# Of 101 layers by its third stage, which tells it from the package's other ResNets.
+CAFFE_DEPTHS = (1, 1, 23, 1)
 OFFICIAL = ResNetOptions(stride_in="1x1", stem_pool="ceil")
 
 
 # --- ours ---
 
 
-def bottlenecks(gate="none", options=ResNetOptions(), **kwargs):  # noqa: B008 - frozen
-    return ResNet(Bottleneck, DEPTHS, gate=parse_gate(gate), options=options, num_classes=10, **kwargs)
+def bottlenecks(gate="none", options=ResNetOptions(), depths=DEPTHS):  # noqa: B008 - frozen
+    return ResNet(Bottleneck, depths, gate=parse_gate(gate), options=options, num_classes=10)
 
 
 def basics(gate="none", **kwargs):
@@ -138,6 +141,21 @@ CASES = {
         "timm or cadene",
     ),
     "legacy senet154": (legacy_senet154, lambda: senets("ceil"), "timm or cadene"),
+    "cadene se_resnet50": (partial(cut, "se_resnet50"), lambda: bottlenecks("se", OFFICIAL), "timm or cadene"),
+    "cadene se_resnext50_32x4d": (
+        partial(cut, "se_resnext50_32x4d"),
+        lambda: resnexts("se", "ceil"),
+        "timm or cadene",
+    ),
+    "cadene senet154": (partial(cut, "senet154"), lambda: senets("ceil"), "timm or cadene"),
+    "cadene resnet18": (partial(cut, "resnet18"), basics, "cadene"),
+    "cadene resnet50": (partial(cut, "resnet50"), bottlenecks, "cadene"),
+    "cadene cafferesnet101": (
+        partial(cut, "cafferesnet101", CAFFE_DEPTHS),
+        lambda: bottlenecks(options=OFFICIAL, depths=CAFFE_DEPTHS),
+        "cadene:cafferesnet101",
+    ),
+    "cadene resnext101_32x4d": (partial(cut, "resnext101_32x4d"), resnexts, "cadene"),
     "pytorchcv resnet50": (
         cv(resnet.ResNet, True),
         lambda: bottlenecks(options=ResNetOptions("1x1")),
@@ -199,17 +217,44 @@ def test_outputs_are_the_peers(case):
     assert not report.unused and not report.zeroed
 
 
-@pytest.mark.parametrize("case", ["timm SE", "legacy SE", "pytorchcv seresnet50b"])
-def test_a_moved_stride_or_pool_is_refused_and_would_show(case):
+@pytest.mark.parametrize(
+    ("case", "variant"),
+    [
+        ("timm SE", partial(bottlenecks, "se")),
+        ("legacy SE", partial(bottlenecks, "se")),
+        ("cadene se_resnet50", partial(bottlenecks, "se")),
+        ("cadene cafferesnet101", partial(bottlenecks, depths=CAFFE_DEPTHS)),
+        ("pytorchcv seresnet50b", partial(bottlenecks, "se")),
+    ],
+)
+def test_a_moved_stride_or_pool_is_refused_and_would_show(case, variant):
     """The shapes are the same: the zoo's name decides, and what it says is true of the outputs."""
+    strides_and_pools = (("1x1", "ceil"), ("3x3", "padded"), ("1x1", "padded"), ("3x3", "ceil"))
+    only_one_is_the_peers(case, [partial(variant, options=ResNetOptions(*moved)) for moved in strides_and_pools])
+
+
+@pytest.mark.parametrize(
+    ("case", "variants"),
+    [
+        ("cadene se_resnext50_32x4d", [lambda: resnexts("se", "ceil"), lambda: resnexts("se", "padded")]),
+        ("cadene resnext101_32x4d", [lambda: resnexts(stem_pool="ceil"), lambda: resnexts(stem_pool="padded")]),
+        ("cadene senet154", [lambda: senets("ceil"), lambda: senets("padded")]),
+    ],
+)
+def test_another_pool_is_refused_and_would_show(case, variants):
+    only_one_is_the_peers(case, variants)
+
+
+def only_one_is_the_peers(case, variants):
+    """One of our networks takes the peer's weights, and it alone gives the peer's outputs with them."""
     theirs, ours, source = CASES[case]
     told = source if ":" in source else "auto"
     pair = check_parity(theirs, ours, source=told)
     state = pair.theirs.state_dict()
     names = ours_by_name(state, told, ours)
     fitting = 0
-    for stride_in, stem_pool in (("1x1", "ceil"), ("3x3", "padded"), ("1x1", "padded"), ("3x3", "ceil")):
-        model = unwritten(partial(bottlenecks, "se", ResNetOptions(stride_in, stem_pool)))
+    for variant in variants:
+        model = unwritten(variant)
         try:
             load_weights(model, state, source=told)
             fits = True

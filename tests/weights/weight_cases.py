@@ -43,9 +43,13 @@ def trained(model: nn.Module, images: Tensor, seed: int = 0) -> nn.Module:
 
 
 def any_size(model: nn.Module) -> nn.Module:
-    """pytorchcv's networks end in a pool of one size; averaged over the whole map they take images of any."""
-    if hasattr(model.features, "final_pool"):
-        model.features.final_pool = nn.AdaptiveAvgPool2d(1)
+    """Peers' networks end in a pool of one size, or in none; averaging over all of a map they take images of any."""
+    for holder in (model, model.features):
+        for name in ("final_pool", "avg_pool", "avgpool", "avgpool_1a", "global_pool"):
+            if isinstance(getattr(holder, name, None), nn.AvgPool2d):
+                setattr(holder, name, nn.AdaptiveAvgPool2d(1))
+    if type(model).__name__ == "VGG":  # its classifier takes all of a map of 7 x 7
+        getattr(model, "_features", model.features).add_module("to_7x7", nn.AdaptiveAvgPool2d(7))
     return model
 
 
