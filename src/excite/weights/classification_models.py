@@ -138,6 +138,11 @@ def _read_layers(path: Path) -> list[_Layer]:
     try:
         with h5py.File(path, "r") as file:
             root = file["model_weights"] if "model_weights" in file else file
+            if "layers" in root and not any(name.startswith("layer_names") for name in root.attrs):
+                raise UserError(
+                    f"{path}: written by save_weights of Keras 3, whose own names for layers are not read here; save "
+                    "the model whole: model.save('NAME.h5')"
+                )
             for name in _attribute(root, "layer_names"):
                 tensors = {
                     weight.rpartition("/")[2].partition(":")[0]: torch.from_numpy(root[name][weight][()])
