@@ -13,13 +13,17 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
+import torch
 from torch import Tensor, nn
 
 from excite.errors import UserError
 from excite.gates.grammar import check_options, write_call
 from excite.ops import rescale, squeeze
 
-__all__ = ["Gate", "GateConfig", "check_channels", "check_map"]
+__all__ = ["ATTACHED", "Gate", "GateConfig", "check_channels", "check_map", "leaves_as_is"]
+
+ATTACHED = "excite_gate"
+"""The beginning of the name under which a gate hangs on a module of a network that it was attached to."""
 
 
 @dataclass(frozen=True)
@@ -128,3 +132,17 @@ def check_map(u: Tensor, channels: int) -> None:
     """Refuse maps of another width: a gate without per-channel weights would take them without a word."""
     if u.dim() < 2 or u.shape[1] != channels:
         raise UserError(f"this gate takes maps [N, {channels}, *S]; got shape {tuple(u.shape)}")
+
+
+@torch.no_grad()
+def leaves_as_is(gate: nn.Module) -> bool:
+    """Whether a gate leaves every map exactly as it is: it is in its neutral form and still at its start."""
+    if not getattr(getattr(gate, "config", None), "neutral", False):
+        return False
+    # A few maps tell: a neutral gate is 1 because its last weights are 0, or it is not.
+    channels, like = gate.channels, next(gate.parameters())
+    assert isinstance(channels, int)
+    if like.is_meta:
+        return False
+    u = torch.randn((4, channels, 2), generator=torch.Generator().manual_seed(0)).to(like)
+    return torch.equal(gate(u), u)

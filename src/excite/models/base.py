@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from excite.errors import UserError, unknown
-from excite.gates.base import Gate, GateConfig
+from excite.gates.base import ATTACHED, Gate, GateConfig
 from excite.models.blocks import PLACEMENTS
 from excite.ops import choose_tail_impl
 
@@ -294,9 +294,16 @@ def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1,
 
 
 def gate_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """A network's gates by their dotted names: every ``Gate``, and the ``gate`` of every block of ``excite.models``."""
+    """A network's gates by their dotted names: every ``Gate``, and whatever else stands in the place of one.
+
+    That is the ``gate`` of a block of ``excite.models``, and what was attached.
+    """
     in_blocks = {id(m.gate) for m in model.modules() if isinstance(m, GatedBlock) and m.gate is not None}
-    return {name: m for name, m in model.named_modules() if isinstance(m, Gate) or id(m) in in_blocks}
+    return {
+        name: m
+        for name, m in model.named_modules()
+        if isinstance(m, Gate) or id(m) in in_blocks or name.rpartition(".")[2].startswith(ATTACHED)
+    }
 
 
 def gate_parameters(model: nn.Module) -> list[nn.Parameter]:

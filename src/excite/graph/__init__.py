@@ -1,0 +1,8 @@
+"""What a network is made of, found by running it once, and the one engine that changes networks."""
+
+from __future__ import annotations
+
+from excite.graph.record import Recording, record, unwrapped
+from excite.graph.view import Anchor, FoundGate, Join, View
+
+__all__ = ["Anchor", "FoundGate", "Join", "Recording", "View", "record", "unwrapped"]
