@@ -195,7 +195,8 @@ class View:
         return None
 
     def _is_scale(self, s: int, shape: tuple[int, ...]) -> bool:
-        other = self.values[s].shape
+        node = self.node_of(s)
+        other = self.values[node.inputs[0] if node is not None and node.op == "expand" else s].shape
         return len(other) == len(shape) and other[:2] == shape[:2] and math.prod(other[2:]) == 1
 
     @cached_property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from excite.surgery.edit import Attached, attach_, attach_at_, attached, detach_, reattach_, verify
 from excite.surgery.sites import Refusal, Site, SiteCost, Survey, find_sites, survey
+from excite.surgery.swap import Swap, swap_
 
 __all__ = [
     "Attached",
@@ -11,6 +12,7 @@ __all__ = [
     "Site",
     "SiteCost",
     "Survey",
+    "Swap",
     "attach_",
     "attach_at_",
     "attached",
@@ -18,5 +20,6 @@ __all__ = [
     "find_sites",
     "reattach_",
     "survey",
+    "swap_",
     "verify",
 ]

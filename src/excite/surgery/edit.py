@@ -20,7 +20,19 @@ from excite.graph import record, unwrapped
 from excite.graph.rewrite import HUNG_NAMES, Hung, forget_compiled, hang, hung, is_called, rehang, take
 from excite.surgery.sites import Site, Where, find_sites
 
-__all__ = ["STARTS", "Attached", "attach_", "attach_at_", "attached", "detach_", "reattach_", "verify"]
+__all__ = [
+    "STARTS",
+    "Attached",
+    "attach_",
+    "attach_at_",
+    "attached",
+    "check_kind",
+    "detach_",
+    "reattach_",
+    "remove",
+    "verify",
+    "write_down",
+]
 
 Start = Literal["neutral", "paper"]
 STARTS = ("neutral", "paper")
@@ -90,7 +102,7 @@ def attach_(
     """
     model = unwrapped(model)
     config = _checked_gate(gate, start)
-    _check_kind(model)
+    check_kind(model)
     sites = find_sites(model, example, where=where, stages=stages)
     items = [(Attached(s.module, s.side, s.channels, str(config)), config) for s in sites]
     _attach(model, items)
@@ -106,7 +118,7 @@ def attach_at_(model: nn.Module, gates: Iterable[Attached | Mapping[str, Any]]) 
         ValueError: a module that the network does not have, or that has a gate already. The network is as it was.
     """
     model = unwrapped(model)
-    _check_kind(model)
+    check_kind(model)
     items = []
     for item in gates:
         item = item if isinstance(item, Attached) else Attached(**item)
@@ -128,7 +140,8 @@ def _checked_gate(gate: str | GateConfig, start: str) -> GateConfig:
     return config.as_neutral() if start == "neutral" else config
 
 
-def _check_kind(model: nn.Module) -> None:
+def check_kind(model: nn.Module) -> None:
+    """Refuse networks whose modules are not to be touched any more."""
     if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
         raise UserError(
             f"{type(model).__name__} has taken stock of its parameters: attach to the network before wrapping it"
@@ -151,7 +164,7 @@ def _attach(model: nn.Module, items: Sequence[tuple[Attached, GateConfig]]) -> N
         ready.append((host, item, _built(model, host, item, config)))
     for host, item, gate in ready:
         hang(host, item.side, gate)
-    _write_down(model, [*attached(model), *(item for item, _ in items)])
+    write_down(model, [*attached(model), *(item for item, _ in items)])
     forget_compiled()
 
 
@@ -170,7 +183,7 @@ def _check_each_runs_once(model: nn.Module, items: list[Attached], inputs: tuple
             if count != 1:
                 raise UserError(f"{item.module} runs its gate {count} times in a forward pass: choose another place")
     except BaseException:
-        _remove(model, {item.name for item in items})
+        remove(model, {item.name for item in items})
         raise
 
 
@@ -185,7 +198,8 @@ def attached(model: nn.Module) -> list[Attached]:
     return found
 
 
-def _write_down(model: nn.Module, items: Sequence[Attached]) -> None:
+def write_down(model: nn.Module, items: Sequence[Attached]) -> None:
+    """Keep on the network what is attached to it."""
     for module in model.modules():
         module.__dict__.pop(_RECORD, None)
         hooks = module._load_state_dict_post_hooks
@@ -221,15 +235,16 @@ def detach_(model: nn.Module) -> list[Attached]:
     there = list(hung(model))
     if not items and not there:
         raise UserError(f"{type(model).__name__} has no gate attached")
-    _remove(model, {item.name for item in there})
+    remove(model, {item.name for item in there})
     return items
 
 
-def _remove(model: nn.Module, names: set[str]) -> None:
+def remove(model: nn.Module, names: set[str]) -> None:
+    """Take off the gates of these dotted names."""
     for item in list(hung(model)):
         if item.name in names:
             take(item.module, item.anchor.side)
-    _write_down(model, [item for item in attached(model) if item.name not in names])
+    write_down(model, [item for item in attached(model) if item.name not in names])
     forget_compiled()
 
 
