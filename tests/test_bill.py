@@ -89,10 +89,11 @@ def test_the_page_on_cost_shows_what_is_printed_and_runs(capsys):
     page = (Path(__file__).parents[1] / "docs" / "cost.md").read_text()
     code, out, _ = run(capsys, "resnet50", "--gates", "se")
     assert code == 0 and f"```\n{out.partition(chr(10) * 2)[0]}\n```" in page
-    [example] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names = {}
-    exec(example, names)
+    for example in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(example, names)
     assert names["cost"].uncounted == {}
+    assert list(names["sweep"]) == [1, 2, 4] and names["timings"]["none"].ratio.p50 == 1
 
 
 @pytest.mark.parametrize(

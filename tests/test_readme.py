@@ -22,5 +22,11 @@ def test_the_table_is_the_experiments():
 
 
 def test_the_python_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    exec(compile(code, "README.md", "exec"), {})
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) == 2
+    for code in blocks:
+        names = {}
+        exec(compile(code, "README.md", "exec"), names)
+    cost = names["cost"]
+    assert round(100 * cost.gates.macs / cost.total.macs, 1) == 0.1
+    assert round(100 * cost.gates.bytes_moved / cost.total.bytes_moved) == 12

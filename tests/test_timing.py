@@ -8,9 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from excite import timing
 from excite.errors import UserError
-from excite.timing import Spread, describe_machine, measure_latency, time_in_turns, training_step
+from excite.timing import (
+    Spread,
+    compare_latency,
+    describe_machine,
+    measure_latency,
+    sweep_latency,
+    time_in_turns,
+    training_step,
+    turns,
+)
 
 
 class Clock:
@@ -30,7 +38,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(timing, "time", clock)
+    monkeypatch.setattr(turns, "time", clock)
     return clock
 
 
@@ -135,11 +143,11 @@ def test_latency_runs_in_eval_mode_and_leaves_the_model_as_it_was(clock):
 
 def test_results_are_json_and_say_the_machine(clock):
     latency = measure_latency(Watched(clock), (torch.randn(2, 3),), warmup=0, runs=1).to_dict()
-    turns = time_in_turns({"f": lambda: clock.work(1)}, rounds=2)["f"].to_dict()
-    for result in (latency, turns):
+    timing = time_in_turns({"f": lambda: clock.work(1)}, rounds=2)["f"].to_dict()
+    for result in (latency, timing):
         assert json.loads(json.dumps(result)) == result
         assert result["machine"] == describe_machine("cpu")
-    assert turns["ratio"] == {"p20": 1.0, "p50": 1.0, "p80": 1.0}
+    assert timing["ratio"] == {"p20": 1.0, "p50": 1.0, "p80": 1.0}
     machine = describe_machine("cpu")
     assert machine["device"] == "cpu" and machine["device_name"]
     assert machine["threads"] == torch.get_num_threads() and machine["torch"] == torch.__version__
@@ -148,6 +156,80 @@ def test_results_are_json_and_say_the_machine(clock):
 def test_latency_names_two_devices():
     with pytest.raises(UserError, match="the model is on meta, the example on cpu"):
         measure_latency(nn.Linear(2, 2, device="meta"), torch.randn(1, 2))
+
+
+# --- batch sizes, and several networks ---
+
+
+class Counted(nn.Module):
+    """Takes a millisecond an image and one a call, and keeps what it was given."""
+
+    def __init__(self, clock, pace=1.0):
+        super().__init__()
+        self.clock, self.pace, self.seen = clock, pace, []
+
+    def forward(self, x, *others):
+        self.seen.append((x, *others))
+        assert not self.training and torch.is_inference_mode_enabled()
+        self.clock.work((1 + len(x)) * 1e-3 * self.pace)
+        return x
+
+
+def test_a_sweep_times_every_batch_size(clock):
+    model = Counted(clock)
+    sweep = sweep_latency(model, torch.randn(1, 3), batch_sizes=(1, 4, 2, 4), warmup=1, runs=3)
+    assert list(sweep) == [1, 4, 2]
+    assert {size: latency.p50_ms for size, latency in sweep.items()} == pytest.approx({1: 2, 4: 5, 2: 3})
+    assert {size: latency.batch_size for size, latency in sweep.items()} == {1: 1, 4: 4, 2: 2}
+    assert sweep[4].images_per_second == pytest.approx(800)
+    assert {(latency.runs, latency.warmup) for latency in sweep.values()} == {(3, 1)}
+    # By turns, from another size each round.
+    sizes = [len(x) for x, *_ in model.seen]
+    assert sizes == [1, 4, 2] + [1, 4, 2] + [4, 2, 1] + [2, 1, 4]
+    assert model.training
+
+
+def test_a_sweep_repeats_the_example(clock):
+    model = Counted(clock)
+    x, y = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last), torch.arange(2)
+    sweep_latency(model, (x, y), batch_sizes=(1, 3, 4), warmup=0, runs=1)
+    for (images, numbers), kept in zip(model.seen, ([0], [0, 1, 0], [0, 1, 0, 1]), strict=True):
+        assert torch.equal(images, x[kept]) and torch.equal(numbers, y[kept])
+        assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("example", "sizes", "message"),
+    [
+        (torch.randn(1, 3), (2, 0), r"batch_sizes=\[2, 0\]: give at least one, each at least 1"),
+        (torch.randn(1, 3), (), r"batch_sizes=\[\]"),
+        (torch.randn(0, 3), (1,), r"shape \[\(0, 3\)\] is no batch"),
+        (torch.tensor(1.0), (1,), r"shape \[\(\)\] is no batch"),
+        ((torch.randn(1, 3), torch.randn(2, 3)), (1,), "the same number of images"),
+        (torch.randn(1, 3, device="meta"), (1,), "the model is on cpu, the example on meta"),
+    ],
+)
+def test_sweeps_that_cannot_be(example, sizes, message):
+    with pytest.raises(UserError, match=message):
+        sweep_latency(nn.Linear(3, 3), example, batch_sizes=sizes)
+
+
+def test_networks_are_compared_in_turns(clock):
+    models = {"plain": Counted(clock), "gated": Counted(clock, pace=1.5)}
+    models["plain"].eval()
+    timings = compare_latency(models, torch.randn(1, 3), warmup=1, runs=4)
+    assert timings["plain"].ratio == Spread(1.0, 1.0, 1.0)
+    assert timings["gated"].ratio.p50 == pytest.approx(1.5) and timings["gated"].p50_ms == pytest.approx(3)
+    assert len(timings["gated"].samples_ms) == 4
+    assert {name: model.training for name, model in models.items()} == {"plain": False, "gated": True}
+
+
+def test_comparisons_that_cannot_be():
+    x = torch.randn(1, 3)
+    with pytest.raises(UserError, match="the model 'b' is on meta, the example on cpu"):
+        compare_latency({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3, device="meta")}, x)
+    with pytest.raises(UserError, match="nothing to time"):
+        compare_latency({}, x)
 
 
 # --- training steps ---

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from excite.cost import Cost, count_cost
+    from excite.cost import ECA_COUNTER, SENET, SENET_ALL, Convention, Cost, count_cost
     from excite.data import DataSet, load_data
     from excite.errors import UserError
     from excite.experiment import CompareConfig, Comparison, compare
@@ -40,18 +40,23 @@ if TYPE_CHECKING:
     )
     from excite.models import create_model, gate_parameters, list_models
     from excite.ops import rescale, squeeze, squeeze_ahead, tail
-    from excite.timing import Latency, measure_latency
+    from excite.timing import Latency, Timing, compare_latency, measure_latency, sweep_latency, time_in_turns
     from excite.training import RunResult, TrainConfig, evaluate, train
+    from excite.weights import LoadReport, load_weights
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ECA",
     "ECANS",
+    "ECA_COUNTER",
     "SE",
     "SEGC",
+    "SENET",
+    "SENET_ALL",
     "CompareConfig",
     "Comparison",
+    "Convention",
     "Cost",
     "DataSet",
     "ECAConfig",
@@ -61,6 +66,7 @@ __all__ = [
     "Gate",
     "GateConfig",
     "Latency",
+    "LoadReport",
     "NoSqueeze",
     "NoSqueezeConfig",
     "RunResult",
@@ -72,9 +78,11 @@ __all__ = [
     "SEVar2Config",
     "SEVar3",
     "SEVar3Config",
+    "Timing",
     "TrainConfig",
     "UserError",
     "compare",
+    "compare_latency",
     "count_cost",
     "create_model",
     "evaluate",
@@ -82,29 +90,35 @@ __all__ = [
     "list_gates",
     "list_models",
     "load_data",
+    "load_weights",
     "measure_latency",
     "parse_gate",
     "rescale",
     "squeeze",
     "squeeze_ahead",
+    "sweep_latency",
     "tail",
+    "time_in_turns",
     "train",
 ]
 
 _HOMES = {
     "CompareConfig": "excite.experiment",
     "Comparison": "excite.experiment",
+    "Convention": "excite.cost",
     "Cost": "excite.cost",
     "DataSet": "excite.data",
     "ECA": "excite.gates",
     "ECAConfig": "excite.gates",
     "ECANS": "excite.gates",
     "ECANSConfig": "excite.gates",
+    "ECA_COUNTER": "excite.cost",
     "EffectiveSE": "excite.gates",
     "EffectiveSEConfig": "excite.gates",
     "Gate": "excite.gates",
     "GateConfig": "excite.gates",
     "Latency": "excite.timing",
+    "LoadReport": "excite.weights",
     "NoSqueeze": "excite.gates",
     "NoSqueezeConfig": "excite.gates",
     "RunResult": "excite.training",
@@ -112,15 +126,19 @@ _HOMES = {
     "SEConfig": "excite.gates",
     "SEGC": "excite.gates",
     "SEGCConfig": "excite.gates",
+    "SENET": "excite.cost",
+    "SENET_ALL": "excite.cost",
     "SEVar1": "excite.gates",
     "SEVar1Config": "excite.gates",
     "SEVar2": "excite.gates",
     "SEVar2Config": "excite.gates",
     "SEVar3": "excite.gates",
     "SEVar3Config": "excite.gates",
+    "Timing": "excite.timing",
     "TrainConfig": "excite.training",
     "UserError": "excite.errors",
     "compare": "excite.experiment",
+    "compare_latency": "excite.timing",
     "count_cost": "excite.cost",
     "create_model": "excite.models",
     "evaluate": "excite.training",
@@ -128,12 +146,15 @@ _HOMES = {
     "list_gates": "excite.gates",
     "list_models": "excite.models",
     "load_data": "excite.data",
+    "load_weights": "excite.weights",
     "measure_latency": "excite.timing",
     "parse_gate": "excite.gates",
     "rescale": "excite.ops",
     "squeeze": "excite.ops",
     "squeeze_ahead": "excite.ops",
+    "sweep_latency": "excite.timing",
     "tail": "excite.ops",
+    "time_in_turns": "excite.timing",
     "train": "excite.training",
 }
 

@@ -1,12 +1,7 @@
-"""How long a network takes: medians with their spread, and ratios measured in turns.
-
-Two timings taken one after the other differ by what else the machine did meanwhile. ``time_in_turns`` runs its
-candidates by turns in rotating order and compares them pair by pair within each round, so that such drift cancels.
-"""
+"""Callables timed by turns, and what a time depends on."""
 
 from __future__ import annotations
 
-import copy
 import gc
 import platform
 import time
@@ -16,21 +11,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from excite.errors import UserError
 
-__all__ = [
-    "Latency",
-    "Spread",
-    "Timing",
-    "describe_machine",
-    "evaluating",
-    "measure_latency",
-    "time_in_turns",
-    "training_step",
-]
+__all__ = ["Spread", "Timing", "describe_machine", "time_in_turns"]
 
 
 @dataclass(frozen=True)
@@ -47,40 +31,6 @@ class Spread:
         quantiles = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
         p20, p50, p80 = torch.quantile(torch.tensor(values, dtype=torch.float64), quantiles).tolist()
         return cls(p20, p50, p80)
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Time of one forward pass.
-
-    Args:
-        p20_ms: 20th percentile, milliseconds.
-        p50_ms: the median, milliseconds.
-        p80_ms: 80th percentile, milliseconds.
-        runs: how many passes were timed.
-        warmup: how many ran before, untimed.
-        batch_size: images in the example.
-        clock: "perf_counter" on the CPU, "cuda events" on a GPU.
-        machine: device, threads and versions, see ``describe_machine``.
-    """
-
-    p20_ms: float
-    p50_ms: float
-    p80_ms: float
-    runs: int
-    warmup: int
-    batch_size: int
-    clock: str
-    machine: dict[str, Any]
-
-    @property
-    def images_per_second(self) -> float:
-        """Throughput at the median."""
-        return self.batch_size * 1e3 / self.p50_ms
-
-    def to_dict(self) -> dict[str, Any]:
-        """Every field and the throughput, JSON-able."""
-        return {**asdict(self), "images_per_second": self.images_per_second}
 
 
 @dataclass(frozen=True)
@@ -133,54 +83,6 @@ def _processor() -> str:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):  # not Linux, or a processor that Linux does not name
         return platform.processor() or platform.machine()
-
-
-def measure_latency(
-    model: nn.Module, example: Tensor | Sequence[Tensor], *, warmup: int = 5, runs: int = 30
-) -> Latency:
-    """Time of ``model(example)`` in eval and inference mode, its dtype, memory format and compilation as they are.
-
-    Args:
-        model: any network; its training flags are put back afterwards.
-        example: its input, or a tuple of its positional inputs, on the device to time.
-        warmup: untimed passes first.
-        runs: timed passes, at least 1.
-
-    Returns:
-        Percentiles in milliseconds, with the machine they were measured on.
-
-    Raises:
-        ValueError: ``runs`` or ``warmup`` out of range, or model and example on different devices.
-    """
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
-    device = inputs[0].device
-    weight = next(model.parameters(), None)
-    if weight is not None and weight.device != device:
-        raise UserError(f"the model is on {weight.device}, the example on {device}: move one of them")
-    with evaluating(model), torch.inference_mode():
-        timing = time_in_turns({"model": lambda: model(*inputs)}, rounds=runs, warmup=warmup, device=device)["model"]
-    return Latency(
-        p20_ms=timing.p20_ms,
-        p50_ms=timing.p50_ms,
-        p80_ms=timing.p80_ms,
-        runs=runs,
-        warmup=warmup,
-        batch_size=inputs[0].shape[0],
-        clock=timing.clock,
-        machine=timing.machine,
-    )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; afterwards every module has the flag it had (a frozen norm stays frozen)."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
 
 
 def time_in_turns(
@@ -267,34 +169,3 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def training_step(
-    model: nn.Module, example: Tensor, labels: Tensor, *, autocast: torch.dtype | None = None
-) -> Callable[[], None]:
-    """One step of training as a callable to time: forward, cross entropy, backward, SGD with momentum.
-
-    It trains a copy of the model at learning rate 0: the step does all its work, and every call does the same.
-
-    Args:
-        model: a classifier, images -> logits [N, K].
-        example: images [N, C, H, W] on the model's device.
-        labels: int64 [N].
-        autocast: run the forward under autocast to this dtype; None for the model's own.
-
-    Raises:
-        ValueError: as many labels as images are needed.
-    """
-    if labels.shape != example.shape[:1]:
-        raise UserError(f"labels must be [{example.shape[0]}] for {example.shape[0]} images; got {tuple(labels.shape)}")
-    twin = copy.deepcopy(model).train()
-    optimizer = torch.optim.SGD(twin.parameters(), lr=0.0, momentum=0.9)
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(example.device.type, dtype=autocast, enabled=autocast is not None):
-            loss = F.cross_entropy(twin(example).float(), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-
-    return step
