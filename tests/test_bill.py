@@ -105,7 +105,7 @@ def test_the_page_on_cost_shows_what_is_printed_and_runs(capsys):
         (["resnet20", "--gates", "sse"], "unknown gate 'sse'"),
         (["resnet20", "--plot", "cost.png"], "give a file that ends in .html"),
         (["resnet20", "--convention", "senat"], "convention"),
-        (["timm:resnet18", "--gates", "se"], "needs a network of excite"),
+        (["torchvision:vgg11_bn", "--gates", "se"], "has no residual additions"),
         (["inception_v3", "--image_size", "8"], "does not take an example of shape [(1, 3, 8, 8)]"),
     ],
 )

@@ -1,5 +1,6 @@
 """Checkpoints: what comes back, what a killed writer leaves, and what is refused."""
 
+import dataclasses
 import io
 import json
 import os
@@ -17,6 +18,7 @@ from excite import checkpoint as checkpoint_module
 from excite.checkpoint import read_checkpoint, save_checkpoint
 from excite.errors import UserError
 from excite.networks import NetworkSpec, build
+from excite.surgery import attach_, attached, verify
 
 SPEC = NetworkSpec("resnet20", "se(reduction=8,bias=false)", "pre", (1, 3), None, 4, 1, {"shortcut": "B"})
 WITH = {
@@ -254,6 +256,32 @@ def test_tensors_of_another_network_are_named(tmp_path):
     save_checkpoint(tmp_path / "c", trained(wider), spec=plain, **WITH)
     with pytest.raises(UserError, match="'fc.weight' first"):
         read_checkpoint(tmp_path / "c").load()
+
+
+@pytest.mark.parametrize(
+    ("name", "where"), [("timm:resnet10t", "residual"), ("torchvision:vgg11_bn", "conv"), ("resnet20", "post")]
+)
+def test_attached_gates_come_back_where_they_were(tmp_path, name, where):
+    spec = NetworkSpec(name, num_classes=3)
+    model = build(spec, seed=0)
+    x = torch.randn(2, 3, 32, 32)
+    attach_(model, "se(reduction=4)", x, where=where, stages=(1, 2), start="paper")
+    attach_(model, "eca", x, where=where, stages=(3,))
+    save_checkpoint(tmp_path / "c", model, spec=spec, **WITH)
+    read = read_checkpoint(tmp_path / "c")
+    assert list(read.attached) == attached(model)
+    loaded = read.load()
+    assert torch.equal(loaded(x), model.eval()(x)) and attached(loaded) == attached(model)
+    assert len({item.gate for item in verify(loaded)}) == 2
+
+
+def test_gates_whose_place_is_gone_are_named(tmp_path):
+    spec = NetworkSpec("timm:resnet10t", "se", num_classes=2)
+    path = save_checkpoint(tmp_path / "c", build(spec, seed=0), spec=spec, **WITH)
+    read = read_checkpoint(path)
+    moved = dataclasses.replace(read.attached[0], module="layer1.0.bn9")
+    with pytest.raises(UserError, match="unknown module 'layer1.0.bn9': did you mean"):
+        dataclasses.replace(read, attached=(moved,)).load()
 
 
 def test_what_cannot_be_kept_is_named(tmp_path):

@@ -15,6 +15,7 @@ from excite.errors import UserError
 from excite.gates import Gate, GateConfig, SEConfig, list_gates
 from excite.models import PLACEMENTS
 from excite.networks import NetworkSpec, build, seeded
+from excite.surgery import attached
 
 TINY = {"name": "resnet20", "num_classes": 3, "in_channels": 1}
 
@@ -150,8 +151,8 @@ def test_specs_of_the_same_network_are_equal():
         ({"name": "resnt50"}, "did you mean 'resnet50'"),
         ({"name": "resnet50", "gate": "see"}, "did you mean 'se'"),
         ({"name": "se_resnet50", "gate": "none"}, "already says gate 'se'"),
-        ({"name": "timm:resnet18", "gate": "se"}, "gate='se' needs a network of excite"),
-        ({"name": "torchvision:resnet18", "stages": (1,)}, r"stages=\(1,\) needs a network of excite"),
+        ({"name": "timm:resnet18", "variant": "official"}, "variant='official' is for networks of excite"),
+        ({"name": "torchvision:resnet18", "stages": (1,)}, "say where gates go, and .* is to have none"),
         ({"name": "timm:resnet18", "options": {"checkpoint_path": "x"}}, "'checkpoint_path' reads weights"),
         ({"name": "torchvision:resnet18", "options": {"weights": "DEFAULT"}}, "'weights' reads weights"),
         ({"name": "resnet18", "options": {"num_classes": 3}}, "'num_classes' is a field"),
@@ -255,9 +256,34 @@ def test_a_missing_library_is_named_with_its_install_command(library, monkeypatc
         build(NetworkSpec(f"{library}:resnet18"))
 
 
-def test_other_networks_take_no_gate_and_no_impl():
-    spec = NetworkSpec("timm:resnet10t")
+def test_other_networks_take_no_impl():
     with pytest.raises(UserError, match="no network of excite"):
-        build(spec, gate=SEConfig())
-    with pytest.raises(UserError, match="no network of excite"):
-        build(spec, impl="fused")
+        build(NetworkSpec("timm:resnet10t"), impl="fused")
+
+
+@pytest.mark.parametrize(
+    ("name", "placement", "hosts"),
+    [
+        ("timm:resnet10t", "standard", ["layer1.0.bn2", "layer2.0.bn2", "layer3.0.bn2", "layer4.0.bn2"]),
+        ("torchvision:resnet18", "post", [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]),
+        ("timm:resnet10t", "block:layer?.0.conv1", [f"layer{stage}.0.conv1" for stage in (1, 2, 3, 4)]),
+    ],
+)
+def test_gates_are_attached_to_other_networks(name, placement, hosts):
+    spec = NetworkSpec(name, "se", placement, num_classes=3)
+    gated, plain = build(spec, seed=1), build(NetworkSpec(name, num_classes=3), seed=1)
+    assert [item.module for item in attached(gated)] == hosts
+    assert {item.gate for item in attached(gated)} == {"se"}
+    own = gated.state_dict()
+    assert all(torch.equal(value, own[key]) for key, value in plain.state_dict().items())
+    again = build(spec, seed=1).state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in own.items())
+    elsewhere = build(NetworkSpec(name, num_classes=3), attached=[item.to_dict() for item in attached(gated)])
+    assert elsewhere.state_dict().keys() == own.keys()
+
+
+def test_a_network_without_places_for_gates_says_so():
+    with pytest.raises(UserError, match="VGG has no residual additions; where='conv'"):
+        build(NetworkSpec("torchvision:vgg11_bn", "se"))
+    with pytest.raises(UserError, match=r"stages=\(7,\): this network has stages 1 to 4"):
+        build(NetworkSpec("timm:resnet10t", "se", stages=(7,)))

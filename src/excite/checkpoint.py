@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from excite.errors import UserError
 from excite.networks import NetworkSpec, build, seeded
+from excite.surgery import Attached, attached
 
 __all__ = ["Checkpoint", "read_checkpoint", "save_checkpoint"]
 
@@ -45,6 +46,7 @@ class Checkpoint:
         metrics: numbers the run reported.
         extra: whatever else the writer kept.
         state_dict: every parameter and buffer on the CPU, by name, in the dtype it was saved in.
+        attached: the gates that were attached to the network, and where.
     """
 
     path: Path
@@ -54,6 +56,7 @@ class Checkpoint:
     metrics: dict[str, Any]
     extra: dict[str, Any]
     state_dict: dict[str, Tensor] = field(repr=False)
+    attached: tuple[Attached, ...] = ()
 
     def load(self, *, impl: str = "auto", trust: bool = False) -> nn.Module:
         """The network with its weights, on the CPU, in eval mode and in the dtype it was saved in.
@@ -74,7 +77,7 @@ class Checkpoint:
                 "load it with trust=True (`excite eval --trust true`)"
             )
         with torch.device("cpu"), seeded(0):
-            model = build(self.spec, impl=impl)
+            model = build(self.spec, impl=impl, attached=self.attached or None)
         saved, own = self.state_dict, model.state_dict()
         wrong = sorted(saved.keys() ^ own.keys())
         wrong += [key for key in own if key in saved and saved[key].shape != own[key].shape]
@@ -104,7 +107,8 @@ def save_checkpoint(
 
     Args:
         path: the file, by custom ``*.safetensors``; its folder is made where missing. One that is there is replaced.
-        model: the network that ``spec`` builds; wrappers of ``torch.compile`` and DDP are looked through.
+        model: the network that ``spec`` builds, gates attached to it or not; wrappers of ``torch.compile`` and DDP are
+            looked through.
         spec: how to build it again.
         classes: names of the classes, by output.
         preprocessing: how an image becomes an input, JSON-able.
@@ -126,6 +130,7 @@ def save_checkpoint(
         "preprocessing": dict(preprocessing),
         "metrics": dict(metrics),
         "extra": dict(extra or {}),
+        "attached": [item.to_dict() for item in attached(_unwrapped(model))],
         "shared": shared,
     }
     for part, value in entry.items():
@@ -217,6 +222,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             preprocessing=entry["preprocessing"],
             metrics=entry["metrics"],
             extra=entry["extra"],
+            attached=tuple(Attached(**item) for item in entry.get("attached", ())),
             state_dict=tensors | {key: tensors[other] for key, other in entry["shared"].items()},
         )
     except UserError as error:

@@ -5,11 +5,14 @@
     "timm:resnet50d"                timm.create_model("resnet50d", num_classes=..., in_chans=...)
     "mynets.small:make"             mynets.small.make(num_classes=..., in_channels=...)
 
+Gates of ours are built in; into other networks they are attached (``excite.surgery``).
+
 What is asked for is a ``NetworkSpec``: frozen, comparable, and JSON, so that checkpoints and results can say it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -18,8 +21,7 @@ import json
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,8 +31,10 @@ from torch import nn
 
 from excite.errors import UserError, unknown
 from excite.gates import GateConfig, parse_gate
+from excite.graph import record
 from excite.models import MODELS, create_model, list_models, split_alias
 from excite.models.base import gate_modules
+from excite.surgery import Attached, attach_, attach_at_
 
 __all__ = ["NetworkSpec", "build", "seeded"]
 
@@ -42,7 +46,9 @@ class NetworkSpec:
     Args:
         name: see the head of this file. An alias such as "se_resnet50" becomes "resnet50" with its gate.
         gate: a gate's text; "none", or None for what the name says (see ``create_model``), mostly no gate.
-        placement: where in a block the gate stands, see ``create_model``.
+        placement: where in a block the gate stands, see ``create_model``; in a network that is not ours, where it is
+            attached, see ``find_sites``: "standard" is "residual" there, and "conv", "block:PATTERN" and the name of a
+            module are other places.
         stages: stages that have gates, counted from 1; None for all.
         variant: a named set of options of the family.
         num_classes: size of the output.
@@ -50,8 +56,9 @@ class NetworkSpec:
         options: further options of the network, JSON-able.
 
     Raises:
-        ValueError: an unknown name (of a network of ours), gate or field; an alias with a gate; a gate, placement,
-            stages or variant for a network that is not ours; options that are not JSON-able or would read weights.
+        ValueError: an unknown name (of a network of ours), gate or field; an alias with a gate; a variant of a network
+            that is not ours, or a placement or stages there without a gate; options that are not JSON-able or would
+            read weights.
     """
 
     name: str
@@ -74,7 +81,7 @@ class NetworkSpec:
         if isinstance(self.stages, list):
             object.__setattr__(self, "stages", tuple(self.stages))
         if self.foreign:
-            self._refuse_gates()
+            self._check_foreign()
 
     @property
     def foreign(self) -> bool:
@@ -102,14 +109,16 @@ class NetworkSpec:
             raise UserError(f"options={self.options!r} of {self.name!r} must be JSON-able: {error}") from None
         return options
 
-    def _refuse_gates(self) -> None:
-        asked = {"gate": "none", "placement": "standard", "stages": None, "variant": None}
-        for what, default in asked.items():
-            if getattr(self, what) != default:
-                raise UserError(
-                    f"{what}={getattr(self, what)!r} needs a network of excite (`excite models` lists them); "
-                    f"{self.name!r} takes {what}={default!r} only"
-                )
+    def _check_foreign(self) -> None:
+        if self.variant is not None:
+            raise UserError(f"variant={self.variant!r} is for networks of excite; give {self.name!r} its own options")
+        if self.gate == "none" and (self.placement != "standard" or self.stages is not None):
+            raise UserError(f"placement and stages say where gates go, and {self.name!r} is to have none")
+
+    @property
+    def where(self) -> str:
+        """Where gates are attached to a network that is not ours."""
+        return "residual" if self.placement == "standard" else self.placement
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, JSON-able; ``from_dict`` gives the spec back."""
@@ -133,7 +142,12 @@ class NetworkSpec:
 
 
 def build(
-    spec: NetworkSpec, *, seed: int | None = None, gate: GateConfig | None = None, impl: str = "auto"
+    spec: NetworkSpec,
+    *,
+    seed: int | None = None,
+    gate: GateConfig | None = None,
+    impl: str = "auto",
+    attached: Sequence[Attached | Mapping[str, Any]] | None = None,
 ) -> nn.Module:
     """The network that a spec describes, with fresh weights.
 
@@ -144,17 +158,23 @@ def build(
             the CPU and no global random state moves. Without, it is drawn from the global random state.
         gate: a gate in place of the spec's, also one that has no text.
         impl: implementation of the tails, see ``excite.ops.tail``; networks that are not ours have only "auto".
+        attached: gates attached at these places instead, as ``excite.surgery.attached`` lists them.
 
     Returns:
         The network in training mode: images [N, in_channels, H, W] -> logits [N, num_classes].
 
     Raises:
-        ValueError: an unknown name, gate or option (with the nearest ones), a library that is not installed, a gate
-            for a network that is not ours, or a negative seed.
+        ValueError: an unknown name, gate or option (with the nearest ones), a library that is not installed, a network
+            that is not ours and has no place for gates, or a negative seed.
     """
-    if spec.foreign and (gate is not None or impl != "auto"):
-        raise UserError(f"{spec.name!r} is no network of excite: it takes no gate and impl='auto' only")
+    if spec.foreign and impl != "auto":
+        raise UserError(f"{spec.name!r} is no network of excite: it takes impl='auto' only")
     chosen = gate if gate is not None else parse_gate(spec.gate)
+    if attached is not None:
+        with contextlib.nullcontext() if seed is None else seeded(seed):
+            model = _create(spec, None if spec.foreign else chosen, impl)
+        attach_at_(model, attached)
+        return model
     if seed is None:
         return _create(spec, chosen, impl)
     with torch.device("cpu"):
@@ -163,14 +183,37 @@ def build(
         if chosen is None:
             return plain
         with seeded(_seed_of_gates(seed)):
+            if spec.foreign:
+                return _attached(plain, spec, chosen)
             gated = _create(spec, chosen, impl)
     return _paired(gated, plain)
+
+
+# Images that a network may be made for, its own size first; too small a one and it ends in maps of nothing.
+_SIZES = (224, 299, 96, 64, 32)
+
+
+def _attached(model: nn.Module, spec: NetworkSpec, gate: GateConfig) -> nn.Module:
+    """A network that is not ours with its gates, started as their text says."""
+    own = getattr(model, "default_cfg", {}).get("input_size", (0, 0))[-1]
+    problems = []
+    for size in dict.fromkeys((own or _SIZES[0], *_SIZES)):
+        example = torch.empty(1, spec.in_channels, size, size, device="meta")
+        try:
+            record(model, (example,))
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        attach_(model, gate, example, where=spec.where, stages=spec.stages, start="paper")
+        return model
+    raise UserError(f"gates for {spec.name!r}: {problems[0]}")
 
 
 def _create(spec: NetworkSpec, gate: GateConfig | None, impl: str) -> nn.Module:
     if spec.foreign:
         source, _, name = spec.name.partition(":")
-        return _SOURCES.get(source, _by_function)(spec, name)
+        model = _SOURCES.get(source, _by_function)(spec, name)
+        return model if gate is None else _attached(model, spec, gate)
     return create_model(
         spec.name,
         gate="none" if gate is None else gate,  # None would be the name's own
@@ -201,7 +244,7 @@ def _seed_of_gates(seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"gates of {seed}".encode()).digest()[:7], "big")
 
 
-@contextmanager
+@contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Draws on the CPU (torch, numpy and Python alike) start from ``seed`` inside; outside nothing has moved.
 
