@@ -152,7 +152,6 @@ def test_specs_of_the_same_network_are_equal():
         ({"name": "resnet50", "gate": "see"}, "did you mean 'se'"),
         ({"name": "se_resnet50", "gate": "none"}, "already says gate 'se'"),
         ({"name": "timm:resnet18", "variant": "official"}, "variant='official' is for networks of excite"),
-        ({"name": "torchvision:resnet18", "stages": (1,)}, "say where gates go, and .* is to have none"),
         ({"name": "timm:resnet18", "options": {"checkpoint_path": "x"}}, "'checkpoint_path' reads weights"),
         ({"name": "torchvision:resnet18", "options": {"weights": "DEFAULT"}}, "'weights' reads weights"),
         ({"name": "resnet18", "options": {"num_classes": 3}}, "'num_classes' is a field"),

@@ -57,8 +57,7 @@ class NetworkSpec:
 
     Raises:
         ValueError: an unknown name (of a network of ours), gate or field; an alias with a gate; a variant of a network
-            that is not ours, or a placement or stages there without a gate; options that are not JSON-able or would
-            read weights.
+            that is not ours; options that are not JSON-able or would read weights.
     """
 
     name: str
@@ -112,8 +111,6 @@ class NetworkSpec:
     def _check_foreign(self) -> None:
         if self.variant is not None:
             raise UserError(f"variant={self.variant!r} is for networks of excite; give {self.name!r} its own options")
-        if self.gate == "none" and (self.placement != "standard" or self.stages is not None):
-            raise UserError(f"placement and stages say where gates go, and {self.name!r} is to have none")
 
     @property
     def where(self) -> str:

@@ -22,11 +22,10 @@ from excite.experiment.progress import CompareProgress, compare_progress
 from excite.experiment.report import comparison_page
 from excite.experiment.verdict import caveats, signed_points, verdict
 from excite.gates import GateConfig
-from excite.networks import build
 from excite.timing import describe_machine
 from excite.training.progress import is_first_process
 from excite.training.result import RunResult, describe_data, versions
-from excite.training.run import network_spec, train
+from excite.training.run import Start, build_network, train
 
 __all__ = ["compare"]
 
@@ -115,9 +114,13 @@ def _prepare(config: CompareConfig, gates: Sequence[str | GateConfig | None] | N
         )
     identity = _identity(config, data)
     folder.check(identity)
-    networks = {name: _build(config, folder, data, name, gate) for name, gate in configs.items()}
+    starts = {name: _start(config, folder, data, name) for name in configs}
+    notes += [f"{name}: {start.said}" for name, start in starts.items() if start.said]
     if is_first_process():
         folder.claim(identity, config.to_yaml())
+    if config.starts_neutral:
+        notes.append("Gates start neutral: at first every network computes what the plain one does.")
+    networks = {name: start.network for name, start in starts.items()}
     study = _Study(config, configs, data, networks, folder, {}, [*notes, *data.notes], {})
     for gate, seed in study.order:
         if (result := folder.finished(gate, seed)) is not None:
@@ -137,12 +140,10 @@ def _identity(config: CompareConfig, data: DataSet) -> dict[str, Any]:
     }
 
 
-def _build(
-    config: CompareConfig, folder: CompareFolder, data: DataSet, name: str, gate: GateConfig | None
-) -> nn.Module:
+def _start(config: CompareConfig, folder: CompareFolder, data: DataSet, name: str) -> Start:
     """The network as the first seed trains it: also the check, before any training, that it can be built."""
     run = config.train_config(name, 0, folder.run_folder(name, 0))
-    return build(network_spec(run, data), seed=0, gate=gate, impl=config.impl)
+    return build_network(run, data)
 
 
 def _costs(study: _Study, progress: CompareProgress) -> dict[str, GateCost]:

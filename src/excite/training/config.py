@@ -24,10 +24,14 @@ class Recipe(Settings):
         data: the images: fashion-mnist-mini (comes with the package), fashion-mnist:PATH, cifar10:PATH or folder:PATH.
         download: fetch a data set that is not on this machine.
         model: the network: a name `excite models` lists, torchvision:NAME, timm:NAME or module:function.
-        placement: where gates stand in a residual block: standard, pre, post, identity or inner.
+        placement: where gates stand in a residual block: standard, pre, post, identity or inner; in networks of other
+            libraries also conv (after each convolution) or block:PATTERN (after modules by their names).
         stages: the stages that get gates, as [1, 2, 3]; null is all of them.
         variant: a named set of the network's options, as "official"; null is the common one.
         options: the network's own named options, as {stem_pool: ceil}.
+        weights: a file of weights to start from (fine-tuning); a classifier for other classes stays fresh.
+        start: how gates start: neutral (the network does at first what it did without), paper, or auto, which is
+            neutral with weights and paper without.
         image_size: side of the images in pixels; null is the data set's own.
         epochs: times every training image is seen.
         batch_size: images a step on each device.
@@ -67,6 +71,8 @@ class Recipe(Settings):
     stages: tuple[int, ...] | None = None
     variant: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    start: Literal["auto", "neutral", "paper"] = "auto"
     image_size: int | None = None
     epochs: int = 5
     batch_size: int = 128
@@ -111,6 +117,11 @@ class Recipe(Settings):
         self.require("ema", above=0, below=1)
         self.require("step_factor", above=0, at_most=1)
         self._check_together()
+
+    @property
+    def starts_neutral(self) -> bool:
+        """Whether gates start neutral."""
+        return self.start == "neutral" or (self.start == "auto" and self.weights is not None)
 
     def _check_together(self) -> None:
         if self.nesterov and self.momentum == 0 and self.optimizer == "sgd":

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -22,6 +22,7 @@ from excite.timing import describe_machine
 from excite.training.config import TrainConfig
 from excite.training.files import write_atomic
 from excite.training.folder import RunFolder
+from excite.training.pretrained import start_from
 from excite.training.progress import Progress, Silent, default_progress, is_first_process, say
 from excite.training.result import RunResult, versions
 from excite.training.seeds import isolated_generators
@@ -29,7 +30,7 @@ from excite.training.seeds import isolated_generators
 if TYPE_CHECKING:
     from excite.training.module import Task
 
-__all__ = ["network_spec", "train"]
+__all__ = ["Start", "build_network", "network_spec", "train"]
 
 
 def train(
@@ -80,9 +81,12 @@ def train(
     if (result := folder.finished(data)) is not None:
         say("%s is finished already: nothing to train", folder.path)
         return result
-    spec = network_spec(config, data)
     if network is None:
-        network = build(spec, seed=config.seed, gate=gate, impl=config.impl)
+        spec, network, said = build_network(config, data)
+        if said and progress is None:  # a comparison has said it
+            say("%s", said)
+    else:
+        spec = network_spec(config, data)
     _try_out(network, spec, data)
     return _fit(_Job(config, folder, data, spec, network), progress)
 
@@ -109,6 +113,40 @@ def _try_out(network: nn.Module, spec: NetworkSpec, data: DataSet) -> None:
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if shape != (2, spec.num_classes):
         raise UserError(f"{spec.name} gives {shape} for two images, where training needs (2, {spec.num_classes})")
+
+
+class Start(NamedTuple):
+    """What training starts from: the network, how to build it again, and what its weights are ("" for fresh ones)."""
+
+    spec: NetworkSpec
+    network: nn.Module
+    said: str
+
+
+def build_network(config: TrainConfig, data: DataSet) -> Start:
+    """The network that a config asks for, its gates and weights as they are at the start of training.
+
+    Raises:
+        ValueError: an unfit setting or file.
+    """
+    spec = network_spec(config, data)
+    gate = parse_gate(spec.gate)
+    if gate is not None and config.starts_neutral:
+        spec = dataclasses.replace(spec, gate=str(_as_neutral(gate, config)))
+    network = build(spec, seed=config.seed, impl=config.impl)
+    said = ""
+    if config.weights is not None:
+        fresh_gates = not config.starts_neutral
+        said = start_from(network, config.weights, num_classes=len(data.classes), gates_may_be_fresh=fresh_gates)
+    return Start(spec, network, said)
+
+
+def _as_neutral(gate: GateConfig, config: TrainConfig) -> GateConfig:
+    try:
+        return gate.as_neutral()
+    except UserError as error:
+        why = "weights are given, so gates start neutral" if config.start == "auto" else "start=neutral"
+        raise UserError(f"{why}, but {error}; leave the gate out, or give start=paper") from None
 
 
 def network_spec(config: TrainConfig, data: DataSet) -> NetworkSpec:
