@@ -21,7 +21,7 @@ RANKS = [
     {"surgery", "weights", "cost", "data"},
     {"checkpoint", "networks"},
     {"training"},
-    {"analysis", "bill"},
+    {"analysis", "bill", "sites"},
     {"deploy", "experiment"},
     {"cli"},
 ]

@@ -282,7 +282,7 @@ def test_gates_are_attached_to_other_networks(name, placement, hosts):
 
 
 def test_a_network_without_places_for_gates_says_so():
-    with pytest.raises(UserError, match="VGG has no residual additions; where='conv'"):
+    with pytest.raises(UserError, match="the network has no residual additions; where='conv'"):
         build(NetworkSpec("torchvision:vgg11_bn", "se"))
     with pytest.raises(UserError, match=r"stages=\(7,\): this network has stages 1 to 4"):
         build(NetworkSpec("timm:resnet10t", "se", stages=(7,)))

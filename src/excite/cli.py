@@ -79,6 +79,13 @@ VERBS: dict[str, Verb] = {
         show="excite.bill:show_bill",
         positional=("models",),
     ),
+    "sites": Verb(
+        help="list the places of any network where gates can be attached, and where not and why",
+        config="excite.sites:SitesConfig",
+        run="excite.sites:list_sites",
+        show="excite.sites:show_sites",
+        positional=("model",),
+    ),
     "models": Verb(
         help="list the networks", config="excite.cli:ListConfig", run="excite.cli:list_models", positional=("pattern",)
     ),

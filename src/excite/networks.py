@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from excite.errors import UserError, unknown
 from excite.gates import GateConfig, parse_gate
@@ -36,7 +36,7 @@ from excite.models import MODELS, create_model, list_models, split_alias
 from excite.models.base import gate_modules
 from excite.surgery import Attached, attach_, attach_at_
 
-__all__ = ["NetworkSpec", "build", "seeded"]
+__all__ = ["NetworkSpec", "build", "example_for", "seeded"]
 
 
 @dataclass(frozen=True)
@@ -190,9 +190,15 @@ def build(
 _SIZES = (224, 299, 96, 64, 32)
 
 
-def _attached(model: nn.Module, spec: NetworkSpec, gate: GateConfig) -> nn.Module:
-    """A network that is not ours with its gates, started as their text says."""
+def example_for(model: nn.Module, spec: NetworkSpec) -> Tensor:
+    """An image without data that a network takes: of the size it is made for, where that can be told.
+
+    Raises:
+        ValueError: it takes none of the usual sizes.
+    """
     own = getattr(model, "default_cfg", {}).get("input_size", (0, 0))[-1]
+    if spec.name in MODELS:
+        own = MODELS[spec.name].image_size
     problems = []
     for size in dict.fromkeys((own or _SIZES[0], *_SIZES)):
         example = torch.empty(1, spec.in_channels, size, size, device="meta")
@@ -200,10 +206,15 @@ def _attached(model: nn.Module, spec: NetworkSpec, gate: GateConfig) -> nn.Modul
             record(model, (example,))
         except UserError as error:
             problems.append(str(error))
-            continue
-        attach_(model, gate, example, where=spec.where, stages=spec.stages, start="paper")
-        return model
-    raise UserError(f"gates for {spec.name!r}: {problems[0]}")
+        else:
+            return example
+    raise UserError(f"{spec.name!r}: {problems[0]}")
+
+
+def _attached(model: nn.Module, spec: NetworkSpec, gate: GateConfig) -> nn.Module:
+    """A network that is not ours with its gates, started as their text says."""
+    attach_(model, gate, example_for(model, spec), where=spec.where, stages=spec.stages, start="paper")
+    return model
 
 
 def _create(spec: NetworkSpec, gate: GateConfig | None, impl: str) -> nn.Module:

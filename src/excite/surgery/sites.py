@@ -105,6 +105,20 @@ class Survey:
     sites: tuple[Site, ...]
     refused: tuple[Refusal, ...]
 
+    @property
+    def why_none(self) -> str:
+        """Why there is no site, in a sentence."""
+        if self.refused:
+            reasons = "; ".join(f"{r.label}: {r.reason}" for r in self.refused[:3])
+            more = f"; and {len(self.refused) - 3} more" if len(self.refused) > 3 else ""
+            return f"where={self.where!r}: no place can take a gate. {reasons}{more}"
+        if self.joins == 0 and self.where in ("residual", "pre", "post", "identity"):
+            return (
+                f"where={self.where!r}: the network has no residual additions; where='conv' puts gates after "
+                "convolutions, where='block:PATTERN' after modules of your choice"
+            )
+        return f"where={self.where!r}: nothing in the network is such a place"
+
 
 def find_sites(
     model: nn.Module,
@@ -143,18 +157,9 @@ def find_sites(
             that it does not take; a scripted network.
     """
     found = survey(model, example, where=where, stages=stages)
-    if found.sites:
-        return list(found.sites)
-    if found.refused:
-        reasons = "; ".join(f"{r.label}: {r.reason}" for r in found.refused[:3])
-        more = f"; and {len(found.refused) - 3} more" if len(found.refused) > 3 else ""
-        raise UserError(f"where={found.where!r}: no place in {type(model).__name__} can take a gate. {reasons}{more}")
-    if found.joins == 0 and found.where in ("residual", "pre", "post", "identity"):
-        raise UserError(
-            f"where={found.where!r}: {type(model).__name__} has no residual additions; where='conv' puts gates after "
-            "convolutions, where='block:PATTERN' after modules of your choice"
-        )
-    raise UserError(f"where={found.where!r}: nothing in {type(model).__name__} is such a place")
+    if not found.sites:
+        raise UserError(f"{type(unwrapped(model)).__name__}: {found.why_none}")
+    return list(found.sites)
 
 
 def survey(
@@ -186,8 +191,11 @@ def survey(
     sites, refused, taken = [], [], set()
     for place, stage in places:
         shape = () if place.value is None else view.values[place.value].shape[1:]
-        if place.anchor is None:
-            refused.append(Refusal(place.label, shape, stage, place.reason))
+        reason = place.reason
+        if place.anchor is not None and place.value is not None and view.has_channels_last(place.value):
+            reason = "its channels are not the second axis of what is there, and a gate takes [N, C, *S]"
+        if reason or place.anchor is None:
+            refused.append(Refusal(place.label, shape, stage, reason))
         elif place.anchor not in taken:
             taken.add(place.anchor)
             site = Site(place.anchor.module, place.anchor.side, shape[0], shape[1:], stage, place.label)
