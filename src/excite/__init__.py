@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from excite.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
     from excite.cost import ECA_COUNTER, SENET, SENET_ALL, Convention, Cost, count_cost
     from excite.data import DataSet, load_data
     from excite.errors import UserError
@@ -39,7 +40,24 @@ if TYPE_CHECKING:
         parse_gate,
     )
     from excite.models import create_model, gate_parameters, list_models
+    from excite.networks import NetworkSpec
     from excite.ops import rescale, squeeze, squeeze_ahead, tail
+    from excite.surgery import (
+        Attached,
+        Refusal,
+        Site,
+        Survey,
+        Swap,
+        attach_,
+        attach_at_,
+        attached,
+        detach_,
+        find_sites,
+        reattach_,
+        survey,
+        swap_,
+        verify,
+    )
     from excite.timing import Latency, Timing, compare_latency, measure_latency, sweep_latency, time_in_turns
     from excite.training import RunResult, TrainConfig, evaluate, train
     from excite.weights import LoadReport, load_weights
@@ -54,6 +72,8 @@ __all__ = [
     "SEGC",
     "SENET",
     "SENET_ALL",
+    "Attached",
+    "Checkpoint",
     "CompareConfig",
     "Comparison",
     "Convention",
@@ -67,8 +87,10 @@ __all__ = [
     "GateConfig",
     "Latency",
     "LoadReport",
+    "NetworkSpec",
     "NoSqueeze",
     "NoSqueezeConfig",
+    "Refusal",
     "RunResult",
     "SEConfig",
     "SEGCConfig",
@@ -78,14 +100,22 @@ __all__ = [
     "SEVar2Config",
     "SEVar3",
     "SEVar3Config",
+    "Site",
+    "Survey",
+    "Swap",
     "Timing",
     "TrainConfig",
     "UserError",
+    "attach_",
+    "attach_at_",
+    "attached",
     "compare",
     "compare_latency",
     "count_cost",
     "create_model",
+    "detach_",
     "evaluate",
+    "find_sites",
     "gate_parameters",
     "list_gates",
     "list_models",
@@ -93,16 +123,24 @@ __all__ = [
     "load_weights",
     "measure_latency",
     "parse_gate",
+    "read_checkpoint",
+    "reattach_",
     "rescale",
+    "save_checkpoint",
     "squeeze",
     "squeeze_ahead",
+    "survey",
+    "swap_",
     "sweep_latency",
     "tail",
     "time_in_turns",
     "train",
+    "verify",
 ]
 
 _HOMES = {
+    "Attached": "excite.surgery",
+    "Checkpoint": "excite.checkpoint",
     "CompareConfig": "excite.experiment",
     "Comparison": "excite.experiment",
     "Convention": "excite.cost",
@@ -119,8 +157,10 @@ _HOMES = {
     "GateConfig": "excite.gates",
     "Latency": "excite.timing",
     "LoadReport": "excite.weights",
+    "NetworkSpec": "excite.networks",
     "NoSqueeze": "excite.gates",
     "NoSqueezeConfig": "excite.gates",
+    "Refusal": "excite.surgery",
     "RunResult": "excite.training",
     "SE": "excite.gates",
     "SEConfig": "excite.gates",
@@ -134,14 +174,22 @@ _HOMES = {
     "SEVar2Config": "excite.gates",
     "SEVar3": "excite.gates",
     "SEVar3Config": "excite.gates",
+    "Site": "excite.surgery",
+    "Survey": "excite.surgery",
+    "Swap": "excite.surgery",
     "Timing": "excite.timing",
     "TrainConfig": "excite.training",
     "UserError": "excite.errors",
+    "attach_": "excite.surgery",
+    "attach_at_": "excite.surgery",
+    "attached": "excite.surgery",
     "compare": "excite.experiment",
     "compare_latency": "excite.timing",
     "count_cost": "excite.cost",
     "create_model": "excite.models",
+    "detach_": "excite.surgery",
     "evaluate": "excite.training",
+    "find_sites": "excite.surgery",
     "gate_parameters": "excite.models",
     "list_gates": "excite.gates",
     "list_models": "excite.models",
@@ -149,13 +197,19 @@ _HOMES = {
     "load_weights": "excite.weights",
     "measure_latency": "excite.timing",
     "parse_gate": "excite.gates",
+    "read_checkpoint": "excite.checkpoint",
+    "reattach_": "excite.surgery",
     "rescale": "excite.ops",
+    "save_checkpoint": "excite.checkpoint",
     "squeeze": "excite.ops",
     "squeeze_ahead": "excite.ops",
+    "survey": "excite.surgery",
+    "swap_": "excite.surgery",
     "sweep_latency": "excite.timing",
     "tail": "excite.ops",
     "time_in_turns": "excite.timing",
     "train": "excite.training",
+    "verify": "excite.surgery",
 }
 
 
