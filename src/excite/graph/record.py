@@ -61,6 +61,7 @@ class Node:
         output: the value written; of several, the first.
         kernel: sizes of a convolution's kernel, else empty.
         groups: of a convolution, else 1.
+        axes: of an operation that moves axes, which axis of its input each of its output's is; else empty.
     """
 
     index: int
@@ -70,6 +71,7 @@ class Node:
     output: int
     kernel: tuple[int, ...] = ()
     groups: int = 1
+    axes: tuple[int, ...] = ()
 
 
 @dataclass
@@ -258,7 +260,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         groups = 1
         if name in ("convolution", "_convolution"):
             kernel, groups = tuple(args[1].shape[2:]), args[8]
-        self.nodes.append(Node(index, name, self._path[-1], read, outputs[0], kernel, groups))
+        axes = _moved(name, args)
+        self.nodes.append(Node(index, name, self._path[-1], read, outputs[0], kernel, groups, axes))
         return out
 
     def _add(self, tensor: Tensor, node: int | None, ancestors: int, *, weight: bool) -> int:
@@ -282,6 +285,19 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self._add(tensor, None, 0, weight=True)
                 found.append(self._of[id(tensor)])
         return tuple(found)
+
+
+def _moved(name: str, args: Any) -> tuple[int, ...]:
+    """The order of axes that ``permute``, ``transpose`` or ``t`` makes."""
+    if name not in ("permute", "transpose", "t"):
+        return ()
+    n = args[0].dim()
+    if name == "permute":
+        return tuple(axis % n for axis in args[1])
+    order = list(range(n))
+    a, b = (axis % n for axis in args[1:3]) if name == "transpose" else (0, n - 1)
+    order[a], order[b] = order[b], order[a]
+    return tuple(order)
 
 
 def _storage(tensor: Tensor) -> int:

@@ -17,6 +17,7 @@ from functools import cached_property
 
 from torch import nn
 
+from excite.graph.layout import channel_axes
 from excite.graph.record import Call, Node, Recording
 
 __all__ = ["Anchor", "FoundGate", "Join", "View"]
@@ -350,6 +351,14 @@ class View:
     def is_map_shape(self, value: int) -> bool:
         """Whether a map has more than one position."""
         return math.prod(self.values[value].shape[2:]) > 1
+
+    def has_channels_last(self, value: int) -> bool:
+        """Whether a value is known to have its channels elsewhere than in axis 1, as transformers' [N, *S, C]."""
+        return self._channel_axes[value] not in (None, 1)
+
+    @cached_property
+    def _channel_axes(self) -> list[int | None]:
+        return channel_axes(self.recording)
 
     def _bits(self, ops: frozenset[str]) -> int:
         return self._set(node.output for node in self.nodes if node.op in ops)

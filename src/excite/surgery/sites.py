@@ -193,7 +193,7 @@ def survey(
         shape = () if place.value is None else view.values[place.value].shape[1:]
         reason = place.reason
         if place.anchor is not None and place.value is not None and view.has_channels_last(place.value):
-            reason = "its channels are not the second axis of what is there, and a gate takes [N, C, *S]"
+            reason = "channels are not the second axis there, and a gate takes [N, C, *S]"
         if reason or place.anchor is None:
             refused.append(Refusal(place.label, shape, stage, reason))
         elif place.anchor not in taken:
