@@ -162,9 +162,10 @@ def _attach(model: nn.Module, items: Sequence[tuple[Attached, GateConfig]]) -> N
         if HUNG_NAMES[item.side] in host._modules:
             raise UserError(f"{item.module} has a gate already: detach_ takes it off")
         ready.append((host, item, _built(model, host, item, config)))
+    before = attached(model)
     for host, item, gate in ready:
         hang(host, item.side, gate)
-    write_down(model, [*attached(model), *(item for item, _ in items)])
+    write_down(model, [*before, *(item for item, _ in items)])
     forget_compiled()
 
 
@@ -195,6 +196,12 @@ def attached(model: nn.Module) -> list[Attached]:
         for item in module.__dict__.get(_RECORD, ()):
             inside = f"{prefix}.{item.module}" if prefix else item.module
             found.append(Attached(inside, item.side, item.channels, item.gate))
+    known = {item.name for item in found}
+    # A part of a network that gates were attached to has gates, but the record is the whole's.
+    for there in hung(model):
+        if there.name not in known:
+            gate: Any = there.gate
+            found.append(Attached(there.anchor.module, there.anchor.side, gate.channels, str(gate.config)))
     return found
 
 
