@@ -126,7 +126,7 @@ def test_other_formats_and_no_files(tmp_path):
     (tmp_path / "a.caffemodel").write_bytes(b"\x0a\x0bSE-ResNet-50" * 50)
     refused(tmp_path / "a.caffemodel", "not a format that is read here.*safetensors.*torch.save.*h5")
     (tmp_path / "empty.pth").write_bytes(b"")
-    refused(tmp_path / "empty.pth", "not a format that is read here")
+    refused(tmp_path / "empty.pth", "an empty file; was its writing cut short")
     refused(tmp_path / "none.pth", "no such file")
     refused(tmp_path, "is a folder")
     refused("https://example.com/resnet50.pth", "nothing is downloaded here")

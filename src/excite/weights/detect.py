@@ -199,7 +199,7 @@ def _differences(network: Skeleton, layout: Layout, plain: Mapping[str, Tensor])
             if not (in_head or layout.is_zero(key) or key.endswith("num_batches_tracked")):
                 return None
             continue
-        if in_head:
+        if in_head and theirs.dim():
             classes = theirs.shape[0]
             shape = (classes, *shape[1:])
         elif key == stem and theirs.dim() == 4:

@@ -75,6 +75,8 @@ def read_weights(path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any])
         raise UserError(f"{path}: {'is a folder, not a file of weights' if path.is_dir() else 'no such file'}")
     with path.open("rb") as file:
         start = file.read(64)
+    if not start:
+        raise UserError(f"{path}: an empty file; was its writing cut short?")
     if start.startswith(b"\x89HDF\r\n\x1a\n"):
         # Here, because Keras' files need the network's structure to be read, and h5py.
         from excite.weights.classification_models import read_h5
@@ -134,6 +136,11 @@ def _from_torch(path: Path) -> Any:
         raise UserError(f"{path}: {_why_refused(str(error))}") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
         inside = _names_inside(path)
+        if any(name.endswith("constants.pkl") for name in inside):
+            raise UserError(
+                f"{path}: a TorchScript archive, code with its weights, and files are read here without running any. "
+                "Where you trust the file: torch.save(torch.jit.load(file).state_dict(), new_file)"
+            ) from None
         if inside and not any(name.endswith("data.pkl") for name in inside):
             raise UserError(f"{path}: an archive of {', '.join(inside[:3])}, no file of weights: unpack it") from None
         if "legacy .tar format" in str(error):
@@ -198,8 +205,14 @@ def _unpacked(content: Any, origin: str, hints: tuple[str, ...]) -> Weights:
     if not tensors or len(tensors) < len(content):
         odd = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
         kind = f"{odd[0]!r} is a {type(content[odd[0]]).__name__}" if odd else "it is empty"
-        raise UserError(f"{origin}: no state dict: {kind}. A state dict holds tensors by name")
+        inside = next((key for key in odd if _is_state_dict(content.get(key))), None)
+        hint = "" if inside is None else f"; the one at {inside!r} does: give it as a dict"
+        raise UserError(f"{origin}: no state dict: {kind}. A state dict holds tensors by name{hint}")
     while prefix := next((w for w in _WRAPPERS if all(key.startswith(w) for key in tensors)), None):
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
         notes.append(f"took {prefix!r} off every name")
     return Weights(tensors, origin, hints, notes=tuple(notes))
+
+
+def _is_state_dict(content: Any) -> bool:
+    return isinstance(content, Mapping) and bool(content) and all(isinstance(v, Tensor) for v in content.values())

@@ -72,7 +72,10 @@ def load_weights(
         raise UserError(
             "this network has no storage (device meta), so nothing could be loaded: model.to_empty(...) first"
         )
-    match = best_match(weights, model, source)
+    try:
+        match = best_match(weights, model, source)
+    except UserError as error:
+        raise UserError(f"{error}{_whose(weights, source)}") from None
     plan = _Plan(model, weights, match, parts)
     plan.check_options()
     plan.sort_gates()
@@ -81,6 +84,19 @@ def load_weights(
     plan.raise_problems(strict, source)
     model.load_state_dict(plan.ready, strict=False)
     return plan.report()
+
+
+def _whose(weights: Weights, source: str) -> str:
+    """The network that the weights belong to, as the end of a message; "" where none is known."""
+    try:
+        return f". These weights are those of {detect_in(weights, source)}"
+    except UserError:
+        return ""
+
+
+def _first(problems: list[str], most: int = 3) -> list[str]:
+    rest = len(problems) - most
+    return problems[:most] + ([f"and {rest} more such"] if rest > 0 else [])
 
 
 def _without_storage(tensors: Mapping[str, Tensor]) -> bool:
@@ -224,12 +240,12 @@ class _Plan:
                 self.unused[self.theirs[key]] = "this network has no classifier (num_classes=0)"
         elif not found:
             self.incomplete.append("it has no classifier: fresh='classifier' keeps this network's own")
-        else:
-            theirs, own = (t[f"{head}weight"].shape[0] for t in (self._by_our_names(), self.own))
-            if theirs != own:
+        elif f"{head}weight" in self.theirs:
+            theirs, own = (t[f"{head}weight"].shape[:1] for t in (self._by_our_names(), self.own))
+            if theirs and theirs != own:
                 self.incomplete.append(
-                    f"its classifier has {theirs} classes and this network's {own}: create_model(..., "
-                    f"num_classes={theirs}), or keep this network's own: fresh='classifier'"
+                    f"its classifier has {theirs[0]} classes and this network's {own[0]}: create_model(..., "
+                    f"num_classes={theirs[0]}), or keep this network's own: fresh='classifier'"
                 )
 
     def _by_our_names(self) -> dict[str, Tensor]:
@@ -267,7 +283,8 @@ class _Plan:
 
     def _place(self, key: str, own: Tensor, theirs: Tensor) -> None:
         tensor = converted(theirs, tuple(own.shape))
-        if tensor is not None and own.is_floating_point() != theirs.is_floating_point():
+        # Counters of batches may be no whole numbers: averages of checkpoints, or all of a state dict in half precision.
+        if tensor is not None and own.is_floating_point() and not theirs.is_floating_point():
             self.wrong.append(f"{self.theirs[key]!r} holds {theirs.dtype}; quantised weights are not read")
         elif tensor is None:
             self.missing.append(key)
@@ -289,21 +306,16 @@ class _Plan:
             ValueError: something does.
         """
         lost = [key for key, reason in self.unused.items() if not reason]
-        problems = list(self.wrong)
+        problems = _first(self.wrong)
         if strict:
-            problems += self.incomplete[:3]
-            if len(self.incomplete) > 3:
-                problems.append(f"and {len(self.incomplete) - 3} more such")
+            problems += _first(self.incomplete)
             if not self.incomplete and self.missing:
                 problems.append(f"it lacks {listed(self.missing)}")
             if not self.incomplete and lost:
                 problems.append(f"it has {listed(lost)}, for which this network has no place")
         if not problems:
             return
-        try:
-            advice = f". These weights are those of {detect_in(self.weights, source)}"
-        except UserError:
-            advice = "" if self.wrong else ". strict=False loads what fits"
+        advice = _whose(self.weights, source) or ("" if self.wrong else ". strict=False loads what fits")
         raise UserError(f"{self.weights.origin} ({self.match.source}): {'; '.join(problems)}{advice}")
 
     def report(self) -> LoadReport:
