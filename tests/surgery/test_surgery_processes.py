@@ -11,7 +11,7 @@ import torch
 from surgery_cases import image, lively, move_gates, small
 from torch import nn
 
-from excite.surgery import attach_
+from excite.surgery import Attached, attach_, attach_at_
 
 HERE = Path(__file__).parent
 
