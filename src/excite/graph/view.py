@@ -206,10 +206,9 @@ class View:
 
     @cached_property
     def _wide_conv_bits(self) -> int:
-        """Convolutions over positions: a gate has none after its squeeze."""
-        return self._set(
-            n.output for n in self.nodes if n.op in CONVS and math.prod(self.values[n.output].shape[2:]) > 1
-        )
+        """Convolutions over positions: a gate has none after its squeeze. ECA's runs over channels, and gives one."""
+        shapes = ((n.output, self.values[n.output].shape) for n in self.nodes if n.op in CONVS)
+        return self._set(value for value, shape in shapes if math.prod(shape[2:]) > 1 and shape[1] > 1)
 
     def _gate_module(self, u: int, node: Node) -> str:
         """The innermost module that was given u, and ran the product as the last of its operations."""
