@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from excite.errors import UserError
 from excite.models import MODELS, create_model
 from excite.models.base import gate_modules
 
@@ -38,3 +39,15 @@ def test_a_gated_state_dict_is_the_plain_one_with_gates_added(name):
     own = tuple(f"{gate}." for gate in gate_modules(gated))
     assert own and not gate_modules(plain)
     assert [key for key in gated.state_dict() if not key.startswith(own)] == list(plain.state_dict())
+
+
+@pytest.mark.parametrize("value", ["10", 2.5, True, -1])
+@pytest.mark.parametrize("argument", ["num_classes", "in_channels"])
+def test_sizes_are_whole_numbers(argument, value):
+    with torch.device("meta"), pytest.raises(UserError, match=f"{argument}={value!r}: a whole number, at least 1"):
+        create_model("resnet20", **{argument: value})
+
+
+def test_a_share_is_a_number():
+    with torch.device("meta"), pytest.raises(UserError, match="dropout='x': the share"):
+        create_model("wrn16_8", dropout="x")

@@ -119,8 +119,8 @@ def create_model(
         num_classes: size of the output; 0 for pooled features.
         in_channels: channels of the images.
         impl: implementation of the tails, see ``excite.ops.tail``.
-        options: the family's own, see ``ResNetOptions`` (``stride_in``, ``stem_pool``, ``zero_init_last_norm``) and
-            ``CifarResNetOptions`` (``shortcut``, ``zero_init_last_norm``).
+        options: the family's own, such as ``stride_in`` and ``stem_pool`` of ResNets: the fields of the family's
+            ``Options`` (``MODELS[name].family.Options``), listed in the error for one that is unknown.
 
     Returns:
         The network, in training mode, float32: images [N, in_channels, H, W] -> logits [N, num_classes].

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -145,14 +146,14 @@ class Classifier(nn.Module):
 
     def __init__(self, num_features: int, in_channels: int, impl: str) -> None:
         super().__init__()
-        if in_channels < 1:
-            raise UserError(f"in_channels={in_channels}: at least 1 (3 for colour, 1 for grey)")
+        if not _is_whole(in_channels) or in_channels < 1:
+            raise UserError(f"in_channels={in_channels!r}: a whole number, at least 1 (3 for colour, 1 for grey)")
         choose_tail_impl(impl)
         self.num_features = num_features
         self.in_channels = in_channels
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images [N, in_channels, H, W] -> the last feature map [N, num_features, h, w]."""
+        """Images [N, in_channels, H, W] -> the last feature map [N, num_features, h, w]; of VGG, 512 channels."""
         raise NotImplementedError
 
     def forward_pyramid(self, x: Tensor) -> dict[int, Tensor]:
@@ -192,8 +193,10 @@ class Classifier(nn.Module):
 
     def fresh_classifier(self, num_classes: int) -> nn.Module:
         """A linear layer from ``num_features`` to ``num_classes`` in the network's dtype and device; identity for 0."""
-        if num_classes < 0:
-            raise UserError(f"num_classes={num_classes}: at least 1, or 0 for a network that gives pooled features")
+        if not _is_whole(num_classes) or num_classes < 0:
+            raise UserError(
+                f"num_classes={num_classes!r}: a whole number, at least 1, or 0 for one that gives pooled features"
+            )
         self.num_classes = num_classes
         if num_classes == 0:
             return nn.Identity()
@@ -281,9 +284,13 @@ def _outside_gates(module: nn.Module) -> Iterator[nn.Module]:
             yield from _outside_gates(child)
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def check_dropout(dropout: float) -> None:
-    """Refuse an option ``dropout`` that is no share: everything dropped, or less than nothing."""
-    if not 0 <= dropout < 1:
+    """Refuse an option ``dropout`` that is no share: no number, everything dropped, or less than nothing."""
+    if not isinstance(dropout, Real) or not 0 <= dropout < 1:
         raise UserError(f"dropout={dropout!r}: the share of features dropped in training, at least 0 and below 1")
 
 
