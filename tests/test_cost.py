@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from excite.cost import ECA_COUNTER, SENET, SENET_ALL, Cost, Usage, count_cost
+from excite.cost import ECA_COUNTER, SENET, SENET_ALL, Convention, Cost, Usage, count_cost
 from excite.errors import UserError
 from excite.gates import list_gates
 from excite.models import MODELS, PLACEMENTS, create_model
@@ -328,6 +328,27 @@ def test_a_network_that_looks_at_values_runs_on_the_example():
 def test_an_example_of_another_shape_is_named():
     with pytest.raises(UserError, match=r"CifarResNet does not take an example of shape \[\(1, 4, 8, 8\)\].*channels"):
         count_cost(create_model("resnet20"), torch.randn(1, 4, 8, 8))
+
+
+def test_what_is_no_network_or_no_example_is_said():
+    with pytest.raises(UserError, match="torch.nn.Module; got function"):
+        count_cost(F.relu, torch.randn(1, 3))
+    for example, kind in (({"x": torch.randn(1, 3)}, "dict"), (None, "NoneType")):
+        with pytest.raises(UserError, match=f"tuple of the positional inputs; got {kind}"):
+            count_cost(nn.ReLU(), example)
+
+
+def test_recurrent_layers_by_hand():
+    cost = count_cost(nn.GRU(10, 20), torch.randn(7, 3, 10), convention=Convention("layers", {"linear": 1}))
+    assert cost.total.macs == 7 * 3 * (10 + 20) * 3 * 20 and cost.uncounted == {}
+
+
+def test_gates_of_other_libraries_are_in_the_total_alone():
+    with torch.device("meta"):
+        theirs, ours = timm.create_model("seresnet50"), create_model("se_resnet50")
+        costs = [count_cost(model, torch.empty(1, 3, 64, 64)) for model in (theirs, ours)]
+    assert costs[0].gates == Usage() != costs[1].gates
+    assert costs[0].total.macs == costs[1].total.macs
 
 
 def test_several_inputs_and_compiled_networks():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from excite.cost.conventions import SENET_ALL, Convention
 from excite.cost.record import Recorder, record
 from excite.cost.usage import OpCost, Row, Usage, ancestors, by_module, by_stage
-from excite.errors import unknown
+from excite.errors import UserError, unknown
 from excite.models.base import GatedBlock, gate_modules
 
 __all__ = ["TAILS", "Cost", "count_cost"]
@@ -26,8 +26,9 @@ class Cost:
 
     Args:
         total: the whole network.
-        gates: its gates alone: squeeze, excite and rescale. With fused tails its bytes are what the network moves
-            more than without its gates.
+        gates: its gates alone: squeeze, excite and rescale. Those of ``excite``, also attached to other libraries'
+            networks; what other libraries have for gates is in the total only. With fused tails its bytes are what
+            the network moves more than without its gates.
         by_stage: "stem", "stage1", ..., "head", for networks that say which stage a module belongs to and those with
             children ``layer1``, ...; empty for others.
         gates_by_stage: the gates alone, for stages that have any.
@@ -86,11 +87,12 @@ def count_cost(
             tail reads x once. Tails that cannot be fused stay as they are.
 
     Raises:
-        ValueError: the network does not take the example; an unknown ``tails``.
+        ValueError: the network does not take the example; an unknown ``tails``; something else than a module, or than
+            a tensor or a sequence of inputs.
     """
     if tails not in TAILS:
         raise unknown("tails", tails, TAILS)
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    inputs = _inputs(model, example)
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
     definition = record(model, inputs)
     work = [(op.module, Usage(macs=_macs(op, convention))) for op in definition.ops]
@@ -114,6 +116,16 @@ def count_cost(
         tails=tails,
         ops=tuple(executed.ops),
     )
+
+
+def _inputs(model: nn.Module, example: Tensor | Sequence[Tensor]) -> tuple[Any, ...]:
+    if not isinstance(model, nn.Module):
+        raise UserError(f"what is counted is a torch.nn.Module; got {type(model).__name__}")
+    if isinstance(example, Tensor):
+        return (example,)
+    if not isinstance(example, list | tuple):
+        raise UserError(f"an example is a tensor, or a tuple of the positional inputs; got {type(example).__name__}")
+    return tuple(example)
 
 
 def _macs(op: OpCost, convention: Convention) -> int:

@@ -54,8 +54,8 @@ _LIKE = frozenset("zeros_like ones_like full_like new_zeros".split())
 # Make or relabel a tensor without touching its elements.
 _FREE = frozenset(
     """empty empty_like empty_strided new_empty new_empty_strided arange scalar_tensor lift_fresh detach alias view
-    _unsafe_view _reshape_alias t transpose permute expand squeeze unsqueeze select slice split split_with_sizes chunk
-    unbind unfold diagonal view_as_real as_strided""".split()
+    _unsafe_view _reshape_alias t transpose permute expand squeeze unsqueeze select slice split split_with_sizes
+    unsafe_split unsafe_split_with_sizes chunk unsafe_chunk unbind unfold diagonal view_as_real as_strided""".split()
 )
 
 
