@@ -283,7 +283,7 @@ class _Plan:
 
     def _place(self, key: str, own: Tensor, theirs: Tensor) -> None:
         tensor = converted(theirs, tuple(own.shape))
-        # Counters of batches may be no whole numbers: averages of checkpoints, or all of a state dict in half precision.
+        # Counters of batches may be no whole numbers: in averages of checkpoints, or where all is in half precision.
         if tensor is not None and own.is_floating_point() and not theirs.is_floating_point():
             self.wrong.append(f"{self.theirs[key]!r} holds {theirs.dtype}; quantised weights are not read")
         elif tensor is None:
