@@ -1,0 +1,352 @@
+// The map-sized passes of the fused tail, and two of inference, each in one walk over memory.
+//
+// Plain C functions on raw pointers, so that no header of PyTorch is needed: the file compiles in seconds, and one
+// build serves any version of Python. What each pass computes stands in tail_passes.py, whose PyTorch versions these
+// equal up to rounding.
+//
+// A map has N samples, C channels and P positions, either "planes" (each channel's positions together: contiguous) or
+// "rows" (each position's channels together: channels_last). Sums are taken in `Sum<T>`, in an order that depends on
+// the shape alone: results are the same for any number of threads.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+namespace {
+
+using Index = int64_t;
+
+// ---- Numbers: maps are read and written as T, computed on as Sum<T>, L of them at a time.
+
+struct bfloat16 {
+    uint16_t bits;
+};
+struct float16 {
+    uint16_t bits;
+};
+
+template <class T>
+using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+template <class A, int L>
+struct pack_of {
+    typedef A type __attribute__((vector_size(sizeof(A) * L)));
+};
+template <class A>
+struct pack_of<A, 1> {
+    using type = A;
+};
+template <class A, int L>
+using Pack = typename pack_of<A, L>::type;
+
+template <class To, class From>
+inline To bits(From from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+template <int L, class A>
+inline Pack<A, L> splat(A a) {
+    if constexpr (L == 1)
+        return a;
+    else
+        return a - Pack<A, L>{};
+}
+
+template <class To, class From>
+inline To convert(From from) {
+    if constexpr (std::is_arithmetic_v<From>)
+        return static_cast<To>(from);
+    else
+        return __builtin_convertvector(from, To);
+}
+
+template <int L, class T>
+inline Pack<Sum<T>, L> load(const T* p) {
+    using F = Pack<Sum<T>, L>;
+    if constexpr (std::is_floating_point_v<T>) {
+        F out;
+        std::memcpy(&out, p, sizeof out);
+        return out;
+    } else {
+        using U = Pack<uint32_t, L>;
+        Pack<uint16_t, L> raw;
+        std::memcpy(&raw, p, sizeof raw);
+        const U wide = convert<U>(raw);
+        if constexpr (std::is_same_v<T, bfloat16>) {
+            return bits<F>(wide << 16);
+        } else {
+            // Moved into a float's exponent and scaled by 2^112, subnormal halves included; infinities and NaN apart.
+            const U exponent = wide & 0x7c00u, sign = (wide & 0x8000u) << 16, body = (wide & 0x7fffu) << 13;
+            const U finite = bits<U>(bits<F>(body) * 0x1p112f);
+            const U special = body | 0x7f800000u;
+            return bits<F>(sign | (exponent == 0x7c00u ? special : finite));
+        }
+    }
+}
+
+// Rounds to nearest, ties to even.
+template <int L, class T>
+inline void store(T* p, Pack<Sum<T>, L> value) {
+    if constexpr (std::is_floating_point_v<T>) {
+        std::memcpy(p, &value, sizeof value);
+    } else {
+        using F = Pack<float, L>;
+        using U = Pack<uint32_t, L>;
+        const U raw = bits<U>(value);
+        U out;
+        if constexpr (std::is_same_v<T, bfloat16>) {
+            const U rounded = (raw + 0x7fffu + ((raw >> 16) & 1u)) >> 16;
+            out = (raw & 0x7fffffffu) > 0x7f800000u ? (raw >> 16) | 0x40u : rounded;
+        } else {
+            const U sign = (raw >> 16) & 0x8000u, body = raw & 0x7fffffffu;
+            const U normal = (body - 0x38000000u + 0xfffu + ((body >> 13) & 1u)) >> 13;
+            // Below 2^-14 a sum with 1/2 rounds to the subnormals' spacing; from 65520 on there is infinity alone.
+            const U small = bits<U>(bits<F>(body) + 0.5f) - 0x3f000000u;
+            const U finite = body < 0x38800000u ? small : normal;
+            const U large = body > 0x7f800000u ? splat<L>(0x7e00u) : splat<L>(0x7c00u);
+            out = sign | (body >= 0x477ff000u ? large : finite);
+        }
+        const auto narrow = convert<Pack<uint16_t, L>>(out);
+        std::memcpy(p, &narrow, sizeof narrow);
+    }
+}
+
+template <class V>
+inline auto total_of(V v) {
+    if constexpr (std::is_arithmetic_v<V>) {
+        return v;
+    } else {
+        constexpr int lanes = sizeof(V) / sizeof(v[0]);
+        if constexpr (lanes == 2) {
+            return v[0] + v[1];
+        } else {
+            using Half = Pack<std::decay_t<decltype(v[0])>, lanes / 2>;
+            Half low, high;
+            std::memcpy(&low, &v, sizeof low);
+            std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
+            return total_of<Half>(low + high);
+        }
+    }
+}
+
+// `body(lanes, i)` over 0 <= i < n, 16 at a time and the rest one by one.
+template <class Body>
+inline void each(Index n, Body&& body) {
+    Index i = 0;
+    for (; i + 16 <= n; i += 16) body(std::integral_constant<int, 16>{}, i);
+    for (; i < n; ++i) body(std::integral_constant<int, 1>{}, i);
+}
+
+// e^x; float32 to 2 units in the last place: 2^n times a polynomial on |x| <= ln(2) / 2. From e^88 on a sigmoid is 0 or 1.
+template <class A, int L>
+inline Pack<A, L> exponential(Pack<A, L> x) {
+    if constexpr (std::is_same_v<A, double>) {
+        if constexpr (L == 1) {
+            return std::exp(x);
+        } else {
+            for (int i = 0; i < L; ++i) x[i] = std::exp(x[i]);
+            return x;
+        }
+    } else {
+        using F = Pack<float, L>;
+        x = x > 88.0f ? splat<L>(88.0f) : x;
+        x = x < -87.0f ? splat<L>(-87.0f) : x;
+        const F shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: a whole number, kept in the low bits
+        const F n = shifted - 12582912.0f;
+        F r = x - n * 0.693359375f;
+        r = r + n * 2.12194440e-4f;
+        F p = splat<L>(1.9875691500e-4f);
+        p = p * r + 1.3981999507e-3f;
+        p = p * r + 8.3334519073e-3f;
+        p = p * r + 4.1665795894e-2f;
+        p = p * r + 1.6666665459e-1f;
+        p = p * r + 5.0000001201e-1f;
+        p = p * r * r + r + 1.0f;
+        return p * bits<F>((bits<Pack<uint32_t, L>>(shifted) - 0x4b400000u + 127u) << 23);
+    }
+}
+
+enum Act { none, relu, silu, hardswish };
+
+// NaN stays NaN in each.
+template <Act act, class A, int L>
+inline Pack<A, L> activate(Pack<A, L> h) {
+    using V = Pack<A, L>;
+    if constexpr (act == relu) return h < 0 ? V{} : h;
+    if constexpr (act == silu) return h / (exponential<A, L>(-h) + 1);
+    if constexpr (act == hardswish) {
+        V t = h + 3;
+        t = t < 0 ? V{} : t;
+        t = t > 6 ? splat<L>(A(6)) : t;
+        return h * t / 6;
+    }
+    return h;
+}
+
+// ---- Work: a map's parts over threads.
+
+struct Map {
+    Index n, c, p;
+    int threads;
+};
+
+// Below this many values a second thread costs more than it brings.
+constexpr Index kAlone = 1 << 14;
+// Channels of a part of a row-wise sum: its sums stay in the first cache.
+constexpr Index kBlock = 512;
+// Rows summed in registers before their sum is added to the rest.
+constexpr int kTile = 8;
+
+template <class Part>
+void share(const Map& map, Index parts, Part&& part) {
+    const int threads = map.n * map.c * map.p < kAlone ? 1 : map.threads;
+    if (threads <= 1) {
+        for (Index i = 0; i < parts; ++i) part(i);
+        return;
+    }
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (Index i = 0; i < parts; ++i) part(i);
+}
+
+// Sums of a row-wise map: `part(n, c, width)`; channels are cut so that each thread has work. No sum crosses a cut.
+template <class Part>
+void share_channels(const Map& map, Part&& part) {
+    Index width = map.c;
+    while (width > 64 && (width > kBlock || map.n * ((map.c + width - 1) / width) < 4 * map.threads))
+        width = (width / 2 + 15) / 16 * 16;
+    const Index blocks = (map.c + width - 1) / width;
+    share(map, map.n * blocks, [&](Index i) {
+        const Index c = i % blocks * width;
+        part(i / blocks, c, std::min(width, map.c - c));
+    });
+}
+
+// A map value by value: `part(n, first, last)` over ranges of positions of a row-wise map.
+template <class Part>
+void share_rows(const Map& map, Part&& part) {
+    const Index height = std::max<Index>(1, 8192 / map.c), blocks = (map.p + height - 1) / height;
+    share(map, map.n * blocks, [&](Index i) {
+        const Index first = i % blocks * height;
+        part(i / blocks, first, std::min(map.p, first + height));
+    });
+}
+
+// ---- affine_act, and inference's rescaling: out = act(scale * (x - centre) + offset + shortcut); out may be x.
+
+template <class T, Act act>
+void affine_act(const Map& map, bool rows, const T* x, const T* shortcut, const Sum<T>* centre, const Sum<T>* scale,
+                const Sum<T>* offset, T* out) {
+    if (rows) {
+        share_rows(map, [&](Index n, Index first, Index last) {
+            const Index channel = n * map.c;
+            for (Index row = n * map.p + first; row < n * map.p + last; ++row)
+                each(map.c, [&](auto lanes, Index c) {
+                    constexpr int L = decltype(lanes)::value;
+                    const Index i = row * map.c + c;
+                    auto h = load<L>(x + i);
+                    if (centre) h -= load<L>(centre + channel + c);
+                    h *= load<L>(scale + channel + c);
+                    if (offset) h += load<L>(offset + channel + c);
+                    if (shortcut) h += load<L>(shortcut + i);
+                    store<L>(out + i, activate<act, Sum<T>, L>(h));
+                });
+        });
+    } else {
+        share(map, map.n * map.c, [&](Index plane) {
+            const Sum<T> middle = centre ? centre[plane] : 0, factor = scale[plane];
+            const Sum<T> added = offset ? offset[plane] : 0;
+            each(map.p, [&](auto lanes, Index p) {
+                constexpr int L = decltype(lanes)::value;
+                const Index i = plane * map.p + p;
+                auto h = (load<L>(x + i) - middle) * factor + added;
+                if (shortcut) h += load<L>(shortcut + i);
+                store<L>(out + i, activate<act, Sum<T>, L>(h));
+            });
+        });
+    }
+}
+
+// ---- mean over positions
+
+template <class T>
+void mean(const Map& map, bool rows, const T* x, Sum<T>* out) {
+    using A = Sum<T>;
+    const A factor = A(1) / A(map.p);
+    if (rows) {
+        share_channels(map, [&](Index n, Index first, Index width) {
+            A sum[kBlock] = {};
+            for (Index p = 0; p < map.p; p += kTile) {
+                const Index height = std::min<Index>(kTile, map.p - p);
+                const T* tile = x + (n * map.p + p) * map.c + first;
+                each(width, [&](auto lanes, Index c) {
+                    constexpr int L = decltype(lanes)::value;
+                    auto s = load<L>(tile + c);
+                    for (Index k = 1; k < height; ++k) s += load<L>(tile + k * map.c + c);
+                    store<L>(sum + c, load<L>(sum + c) + s);
+                });
+            }
+            for (Index c = 0; c < width; ++c) out[n * map.c + first + c] = sum[c] * factor;
+        });
+    } else {
+        share(map, map.n * map.c, [&](Index plane) {
+            A sum = 0;
+            for (Index p = 0; p < map.p; p += 1024) {
+                Pack<A, 16> s = {};
+                A rest = 0;
+                each(std::min<Index>(1024, map.p - p), [&](auto lanes, Index i) {
+                    constexpr int L = decltype(lanes)::value;
+                    const auto value = load<L>(x + plane * map.p + p + i);
+                    if constexpr (L == 1) rest += value;
+                    else s += value;
+                });
+                sum += total_of(s) + rest;
+            }
+            out[plane] = sum * factor;
+        });
+    }
+}
+
+// `use` on the element type that `dtype` stands for; false for another.
+template <class Use>
+bool with_type(int dtype, Use&& use) {
+    switch (dtype) {
+        case 0: use(float{}); return true;
+        case 1: use(double{}); return true;
+        case 2: use(bfloat16{}); return true;
+        case 3: use(float16{}); return true;
+    }
+    return false;
+}
+
+}  // namespace
+
+// ---- What native.py calls. dtype: float32, float64, bfloat16, float16; rows: channels_last; act: as in `Act`.
+
+extern "C" {
+
+void excite_affine_act(int dtype, int rows, int threads, Index n, Index c, Index p, const void* x,
+                       const void* shortcut, const void* centre, const void* scale, const void* offset, void* out,
+                       int act) {
+    with_type(dtype, [&](auto element) {
+        using T = decltype(element);
+        using A = Sum<T>;
+        const auto run = act == relu ? affine_act<T, relu> : act == silu ? affine_act<T, silu>
+                         : act == hardswish ? affine_act<T, hardswish> : affine_act<T, none>;
+        run(Map{n, c, p, threads}, rows, static_cast<const T*>(x), static_cast<const T*>(shortcut),
+            static_cast<const A*>(centre), static_cast<const A*>(scale), static_cast<const A*>(offset),
+            static_cast<T*>(out));
+    });
+}
+
+void excite_mean(int dtype, int rows, int threads, Index n, Index c, Index p, const void* x, void* out) {
+    with_type(dtype, [&](auto element) {
+        using T = decltype(element);
+        mean<T>(Map{n, c, p, threads}, rows, static_cast<const T*>(x), static_cast<Sum<T>*>(out));
+    });
+}
+
+}  // extern "C"
