@@ -4,7 +4,9 @@ import ast
 import re
 
 import pytest
+import torch
 
+from excite.models import create_model
 from excite.weights.zoos import LAYOUTS
 from page_scripts import ROOT, load_script
 
@@ -49,6 +51,20 @@ def test_rows_of_the_eca_paper_are_counted_not_typed(script, monkeypatch):
     monkeypatch.setattr(script, "ECA_ROWS", script.ECA_ROWS[:3])
     rows = script.eca().splitlines()[2:]
     assert len(rows) == 3 and all(row + "\n" in PAGE for row in rows)
+
+
+def test_no_count_meets_every_reduction():
+    """What the page says of r = 8."""
+    printed = {2: 45.7, 4: 35.7, 8: 30.7, 16: 28.1, 32: 26.9}
+    for bias, (r, counted) in (("false", (8, "30.64")), ("true", (2, "45.75"))):
+        millions = {}
+        for reduction in printed:
+            with torch.device("meta"):
+                model = create_model("resnet50", gate=f"se(reduction={reduction},bias={bias})")
+            statistics = [b for b in model.buffers() if b.is_floating_point()]
+            millions[reduction] = sum(t.numel() for t in (*model.parameters(), *statistics)) / 1e6
+        assert [n for n in printed if round(millions[n], 1) != printed[n]] == [r]
+        assert f"{millions[r]:.2f}" == counted and f"{counted} against {printed[r]}" in PAGE
 
 
 def test_a_figure_without_its_reason_stops_the_script(script, monkeypatch):
