@@ -200,6 +200,8 @@ constexpr Index kAlone = 1 << 14;
 constexpr Index kBlock = 512;
 // Rows summed in registers before their sum is added to the rest.
 constexpr int kTile = 8;
+// Positions of a plane summed before their sum is added to the rest.
+constexpr Index kRun = 1024;
 
 template <class Part>
 void share(const Map& map, Index parts, Part&& part) {
@@ -294,10 +296,10 @@ void mean(const Map& map, bool rows, const T* x, Sum<T>* out) {
     } else {
         share(map, map.n * map.c, [&](Index plane) {
             A sum = 0;
-            for (Index p = 0; p < map.p; p += 1024) {
+            for (Index p = 0; p < map.p; p += kRun) {
                 Pack<A, 16> s = {};
                 A rest = 0;
-                each(std::min<Index>(1024, map.p - p), [&](auto lanes, Index i) {
+                each(std::min<Index>(kRun, map.p - p), [&](auto lanes, Index i) {
                     constexpr int L = decltype(lanes)::value;
                     const auto value = load<L>(x + plane * map.p + p + i);
                     if constexpr (L == 1) rest += value;
@@ -306,6 +308,196 @@ void mean(const Map& map, bool rows, const T* x, Sum<T>* out) {
                 sum += total_of(s) + rest;
             }
             out[plane] = sum * factor;
+        });
+    }
+}
+
+// ---- moments: mean and biased variance over positions, tile by tile about the tile's own mean (Chan et al., 1979)
+
+// Adds `count` values with this mean and sum of squared deviations to `before` others.
+template <class V, class A>
+inline void merge(V& mean, V& squares, V tile_mean, V tile_squares, A before, A count) {
+    const A weight = count / (before + count);
+    const V apart = tile_mean - mean;
+    mean += apart * weight;
+    squares += tile_squares + apart * apart * (before * weight);
+}
+
+template <int height, class T>
+inline void moments_tile(const T* tile, Index stride, Index width, Sum<T>* mean, Sum<T>* squares, Index before) {
+    using A = Sum<T>;
+    each(width, [&](auto lanes, Index c) {
+        constexpr int L = decltype(lanes)::value;
+        using V = Pack<A, L>;
+        V value[height], m = {}, q = {};
+        for (int k = 0; k < height; ++k) m += value[k] = load<L>(tile + k * stride + c);
+        m *= A(1) / A(height);
+        for (int k = 0; k < height; ++k) q += (value[k] - m) * (value[k] - m);
+        V all = load<L>(mean + c), deviation = load<L>(squares + c);
+        merge<V, A>(all, deviation, m, q, A(before), A(height));
+        store<L>(mean + c, all);
+        store<L>(squares + c, deviation);
+    });
+}
+
+template <class T>
+void moments(const Map& map, bool rows, const T* x, Sum<T>* mean, Sum<T>* variance) {
+    using A = Sum<T>;
+    const A factor = A(1) / A(map.p);
+    if (rows) {
+        share_channels(map, [&](Index n, Index first, Index width) {
+            A m[kBlock] = {}, q[kBlock] = {};
+            const T* from = x + n * map.p * map.c + first;
+            Index p = 0;
+            for (; p + kTile <= map.p; p += kTile) moments_tile<kTile>(from + p * map.c, map.c, width, m, q, p);
+            for (; p < map.p; ++p) moments_tile<1>(from + p * map.c, map.c, width, m, q, p);
+            for (Index c = 0; c < width; ++c) {
+                mean[n * map.c + first + c] = m[c];
+                variance[n * map.c + first + c] = q[c] * factor;
+            }
+        });
+    } else {
+        share(map, map.n * map.c, [&](Index plane) {
+            A m = 0, q = 0;
+            for (Index p = 0; p < map.p; p += kRun) {
+                const T* run = x + plane * map.p + p;
+                const Index length = std::min(kRun, map.p - p);
+                Pack<A, 16> s = {};
+                A rest = 0;
+                each(length, [&](auto lanes, Index i) {
+                    constexpr int L = decltype(lanes)::value;
+                    if constexpr (L == 1) rest += load<L>(run + i);
+                    else s += load<L>(run + i);
+                });
+                const A middle = (total_of(s) + rest) / A(length);
+                Pack<A, 16> squares = {};
+                A few = 0;
+                each(length, [&](auto lanes, Index i) {
+                    constexpr int L = decltype(lanes)::value;
+                    const auto d = load<L>(run + i) - middle;
+                    if constexpr (L == 1) few += d * d;
+                    else squares += d * d;
+                });
+                merge<A, A>(m, q, middle, total_of(squares) + few, A(p), A(length));
+            }
+            mean[plane] = m;
+            variance[plane] = q * factor;
+        });
+    }
+}
+
+// ---- affine_act_grad: g = dy * act'(.), sum g, sum g * (x - centre); no g is written for act none, where it is dy
+
+// g from dy and h, which is y for relu and the sum under the activation for silu.
+template <Act act, class A, int L>
+inline Pack<A, L> activate_grad(Pack<A, L> dy, Pack<A, L> h) {
+    if constexpr (act == relu) return h > 0 ? dy : Pack<A, L>{};
+    if constexpr (act == silu) {
+        const Pack<A, L> sigmoid = 1 / (exponential<A, L>(-h) + 1);
+        return dy * (sigmoid * (1 + h * (1 - sigmoid)));
+    }
+    return dy;
+}
+
+template <class T>
+struct Gradients {
+    const T *dy, *y, *x, *shortcut;
+    const Sum<T> *centre, *scale, *offset;
+    T* g;
+};
+
+// One pack: channel `c` of the [N, C] tensors (all L lanes the same one if `planes`), value `i` of the maps.
+template <Act act, int L, bool planes, class T>
+inline void gradient_at(const Gradients<T>& a, Index c, Index i, Pack<Sum<T>, L>& total, Pack<Sum<T>, L>& centred) {
+    using A = Sum<T>;
+    const auto factor = [c](const A* p) {
+        if constexpr (planes) return splat<L>(p[c]);
+        else return load<L>(p + c);
+    };
+    auto g = load<L>(a.dy + i);
+    const Pack<A, L> apart = load<L>(a.x + i) - factor(a.centre);
+    if constexpr (act == relu) g = activate_grad<act, A, L>(g, load<L>(a.y + i));
+    if constexpr (act == silu) {
+        auto h = apart * factor(a.scale) + factor(a.offset);
+        if (a.shortcut) h += load<L>(a.shortcut + i);
+        g = activate_grad<act, A, L>(g, h);
+    }
+    if constexpr (act != none) store<L>(a.g + i, g);
+    total += g;
+    centred += g * apart;
+}
+
+template <Act act, int height, class T>
+inline void gradients_tile(const Gradients<T>& a, Index channel, Index row, Index stride, Index width, Sum<T>* total,
+                           Sum<T>* centred) {
+    each(width, [&](auto lanes, Index c) {
+        constexpr int L = decltype(lanes)::value;
+        Pack<Sum<T>, L> t = {}, q = {};
+        for (int k = 0; k < height; ++k) gradient_at<act, L, false>(a, channel + c, row + k * stride + c, t, q);
+        store<L>(total + c, load<L>(total + c) + t);
+        store<L>(centred + c, load<L>(centred + c) + q);
+    });
+}
+
+template <class T, Act act>
+void affine_act_grad(const Map& map, bool rows, const Gradients<T>& a, Sum<T>* total, Sum<T>* centred) {
+    using A = Sum<T>;
+    if (rows) {
+        share_channels(map, [&](Index n, Index first, Index width) {
+            A t[kBlock] = {}, q[kBlock] = {};
+            const Index channel = n * map.c + first, from = n * map.p * map.c + first;
+            Index p = 0;
+            for (; p + kTile <= map.p; p += kTile)
+                gradients_tile<act, kTile>(a, channel, from + p * map.c, map.c, width, t, q);
+            for (; p < map.p; ++p) gradients_tile<act, 1>(a, channel, from + p * map.c, map.c, width, t, q);
+            std::copy(t, t + width, total + channel);
+            std::copy(q, q + width, centred + channel);
+        });
+    } else {
+        share(map, map.n * map.c, [&](Index plane) {
+            A t = 0, q = 0;
+            for (Index p = 0; p < map.p; p += kRun) {
+                Pack<A, 16> ts = {}, qs = {};
+                A t1 = 0, q1 = 0;
+                each(std::min(kRun, map.p - p), [&](auto lanes, Index i) {
+                    constexpr int L = decltype(lanes)::value;
+                    const Index at = plane * map.p + p + i;
+                    if constexpr (L == 1) gradient_at<act, L, true>(a, plane, at, t1, q1);
+                    else gradient_at<act, L, true>(a, plane, at, ts, qs);
+                });
+                t += total_of(ts) + t1;
+                q += total_of(qs) + q1;
+            }
+            total[plane] = t;
+            centred[plane] = q;
+        });
+    }
+}
+
+// ---- moments_grad: dx = scale * g + constant + slope * (x - centre)
+
+template <class T>
+void moments_grad(const Map& map, bool rows, const T* g, const T* x, const Sum<T>* centre, const Sum<T>* scale,
+                  const Sum<T>* constant, const Sum<T>* slope, T* dx) {
+    if (rows) {
+        share_rows(map, [&](Index n, Index first, Index last) {
+            const Index channel = n * map.c;
+            for (Index row = n * map.p + first; row < n * map.p + last; ++row)
+                each(map.c, [&](auto lanes, Index c) {
+                    constexpr int L = decltype(lanes)::value;
+                    const Index i = row * map.c + c, k = channel + c;
+                    store<L>(dx + i, load<L>(scale + k) * load<L>(g + i) + load<L>(constant + k) +
+                                         load<L>(slope + k) * (load<L>(x + i) - load<L>(centre + k)));
+                });
+        });
+    } else {
+        share(map, map.n * map.c, [&](Index plane) {
+            const Sum<T> middle = centre[plane], factor = scale[plane], added = constant[plane], slant = slope[plane];
+            each(map.p, [&](auto lanes, Index p) {
+                constexpr int L = decltype(lanes)::value;
+                const Index i = plane * map.p + p;
+                store<L>(dx + i, factor * load<L>(g + i) + added + slant * (load<L>(x + i) - middle));
+            });
         });
     }
 }
@@ -346,6 +538,42 @@ void excite_mean(int dtype, int rows, int threads, Index n, Index c, Index p, co
     with_type(dtype, [&](auto element) {
         using T = decltype(element);
         mean<T>(Map{n, c, p, threads}, rows, static_cast<const T*>(x), static_cast<Sum<T>*>(out));
+    });
+}
+
+void excite_moments(int dtype, int rows, int threads, Index n, Index c, Index p, const void* x, void* mean,
+                    void* variance) {
+    with_type(dtype, [&](auto element) {
+        using T = decltype(element);
+        using A = Sum<T>;
+        moments<T>(Map{n, c, p, threads}, rows, static_cast<const T*>(x), static_cast<A*>(mean),
+                   static_cast<A*>(variance));
+    });
+}
+
+void excite_affine_act_grad(int dtype, int rows, int threads, Index n, Index c, Index p, const void* dy, const void* y,
+                            const void* x, const void* shortcut, const void* centre, const void* scale,
+                            const void* offset, void* g, void* total, void* centred, int act) {
+    with_type(dtype, [&](auto element) {
+        using T = decltype(element);
+        using A = Sum<T>;
+        const Gradients<T> a{static_cast<const T*>(dy), static_cast<const T*>(y), static_cast<const T*>(x),
+                             static_cast<const T*>(shortcut), static_cast<const A*>(centre),
+                             static_cast<const A*>(scale), static_cast<const A*>(offset), static_cast<T*>(g)};
+        const auto run = act == relu ? affine_act_grad<T, relu> : act == silu ? affine_act_grad<T, silu>
+                                                                              : affine_act_grad<T, none>;
+        run(Map{n, c, p, threads}, rows, a, static_cast<A*>(total), static_cast<A*>(centred));
+    });
+}
+
+void excite_moments_grad(int dtype, int rows, int threads, Index n, Index c, Index p, const void* g, const void* x,
+                         const void* centre, const void* scale, const void* constant, const void* slope, void* dx) {
+    with_type(dtype, [&](auto element) {
+        using T = decltype(element);
+        using A = Sum<T>;
+        moments_grad<T>(Map{n, c, p, threads}, rows, static_cast<const T*>(g), static_cast<const T*>(x),
+                        static_cast<const A*>(centre), static_cast<const A*>(scale), static_cast<const A*>(constant),
+                        static_cast<const A*>(slope), static_cast<T*>(dx));
     });
 }
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["DTYPES", "NATIVE_ACTS", "is_rows", "library", "mean", "rescale_add_act_", "sizes"]
+__all__ = ["DTYPES", "NATIVE_ACTS", "is_rows", "library", "mean", "rescale_add_act_", "rows_if_usable", "sizes"]
 
 log = logging.getLogger("excite.ops")
 
@@ -38,7 +38,13 @@ _SECONDS = 120
 _lock = threading.Lock()
 
 # Pointers that each function takes after element type, layout, threads, N, C and P; the number after them is the act.
-_POINTERS = {"excite_affine_act": (6, 1), "excite_mean": (2, 0)}
+_POINTERS = {
+    "excite_affine_act": (6, 1),
+    "excite_affine_act_grad": (10, 1),
+    "excite_mean": (2, 0),
+    "excite_moments": (3, 0),
+    "excite_moments_grad": (7, 0),
+}
 
 
 def library() -> ctypes.CDLL | None:
@@ -157,8 +163,8 @@ def sizes(x: Tensor, rows: bool) -> tuple[int, bool, int, int, int, int]:
     return DTYPES[x.dtype], rows or positions == 1, torch.get_num_threads(), n, c, positions
 
 
-def _usable(x: Tensor) -> bool | None:
-    """``is_rows`` of a map that inference's functions take, None for one they do not."""
+def rows_if_usable(x: Tensor) -> bool | None:
+    """``is_rows`` of a map that the compiled passes take, None for one they do not."""
     if x.device.type != "cpu" or x.dtype not in DTYPES or not 3 <= x.dim() <= 5 or x.numel() == 0:
         return None
     return is_rows(x)
@@ -178,7 +184,7 @@ def rescale_add_act_(u: Tensor, s: Tensor, shortcut: Tensor | None = None, act: 
 
     Bytes moved: reads u and shortcut once, writes u once.
     """
-    rows = _usable(u)
+    rows = rows_if_usable(u)
     if rows is None or s.shape != u.shape[:2] or act not in NATIVE_ACTS or (loaded := library()) is None:
         return False
     if shortcut is not None and (
@@ -199,7 +205,7 @@ def mean(x: Tensor) -> Tensor | None:
 
     Bytes moved: reads x once.
     """
-    rows = _usable(x)
+    rows = rows_if_usable(x)
     if rows is None or (loaded := library()) is None:
         return None
     out = torch.empty(x.shape[:2], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)

@@ -1,7 +1,8 @@
 """The four map-sized passes of the fused tail, as ops of their own in ``torch.library``.
 
 Everything else in a tail is [N, C] work. Each pass takes and gives plain tensors, has a fake version, and names the
-maps it reads and writes; a faster kernel only has to give these four. ``x`` [N, C, *S] is the input of the norm,
+maps it reads and writes; a faster kernel only has to give these four. On a CPU compiled code does (``tail_native``),
+each in one walk over memory; below is what does everything else. ``x`` [N, C, *S] is the input of the norm,
 ``centre`` [N, C] its mean over positions, P = prod(S).
 
     moments           reads x                  gives m, v [N, C]
@@ -17,6 +18,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from excite.ops import tail_native
 
 __all__ = ["affine_act", "affine_act_grad", "moments", "moments_grad", "sum_dtype"]
 
@@ -47,6 +50,8 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
     Maps: reads x.
     """
+    if (done := tail_native.moments(x)) is not None:
+        return done
     wide = x.to(sum_dtype(x.dtype))
     mean = wide.mean(_positions(x))
     variance = (wide - _spread(mean, x)).square_().mean(_positions(x))
@@ -75,6 +80,8 @@ def affine_act(x: Tensor, shortcut: Tensor | None, centre: Tensor, scale: Tensor
 
     Maps: reads x and shortcut, writes the result, laid out as x.
     """
+    if (done := tail_native.affine_act(x, shortcut, centre, scale, offset, act)) is not None:
+        return done
     y = _preactivation(x, shortcut, centre, scale, offset)
     if act == "relu":
         y = y.relu_()
@@ -106,6 +113,8 @@ def affine_act_grad(
 
     Maps: reads x and dy, and y (relu) or shortcut (silu, whose sum is recomputed); writes g unless act is "none".
     """
+    if (done := tail_native.affine_act_grad(dy, y, x, shortcut, centre, scale, offset, act)) is not None:
+        return done
     if act == "relu":
         assert y is not None
         g = torch.where(y > 0, dy, 0)
@@ -143,6 +152,8 @@ def moments_grad(g: Tensor, x: Tensor, centre: Tensor, scale: Tensor, constant: 
 
     Maps: reads x and g, writes dx.
     """
+    if (done := tail_native.moments_grad(g, x, centre, scale, constant, slope)) is not None:
+        return done
     dx = (x.to(scale.dtype) - _spread(centre, x)).mul_(_spread(slope, x)).add_(_spread(constant, x))
     return _laid_out_as(dx.addcmul_(g.to(scale.dtype), _spread(scale, x)), x, x.dtype)
 
