@@ -24,7 +24,9 @@ Source: the sums are those of Batch Normalization (arXiv 1502.03167, Alg. 1); th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -39,27 +41,50 @@ from excite.ops.squeeze import squeeze
 __all__ = ["ACTS", "FUSED_DESCRIPTORS", "TAIL_IMPLS", "choose_tail_impl", "tail"]
 
 ACTS = ("relu", "silu", "none")
-TAIL_IMPLS = ("auto", "reference", "fused")
+TAIL_IMPLS = ("auto", "reference", "fused", "triton")
 # Descriptors that follow from the mean and variance of x, so that the fused tail gets them for nothing.
 FUSED_DESCRIPTORS = frozenset({"mean", "std", "l2"})
 
 Excite = Callable[[Tensor], Tensor]
 
 
-def choose_tail_impl(impl: str, descriptors: Sequence[str] = ("mean",)) -> str:
-    """The implementation ``impl`` stands for: "reference" or "fused".
+def choose_tail_impl(impl: str, descriptors: Sequence[str] = ("mean",), device: torch.device | None = None) -> str:
+    """The implementation ``impl`` stands for on a device: "reference", "fused" or "triton".
 
-    "auto" is the reference: the fused passes are written in plain PyTorch so far, where they save memory
-    (nothing map-sized is kept but x and y) but not time.
+    "auto" is "triton" on a GPU that has it, for the descriptors it has; else the reference. Without a device only what
+    holds on every one is checked, and "auto" is the reference.
 
     Raises:
-        ValueError: an unknown ``impl``, or "fused" with a descriptor that needs a pass of its own ("max").
+        ValueError: an unknown ``impl``, one with a descriptor that needs a pass of its own ("max"), or "triton" where
+            Triton is not installed or does not run.
     """
     if impl not in TAIL_IMPLS:
         raise unknown("impl", impl, TAIL_IMPLS)
-    if impl == "fused" and (other := set(descriptors) - FUSED_DESCRIPTORS):
-        raise UserError(f"impl='fused' has descriptors {sorted(FUSED_DESCRIPTORS)}; {sorted(other)} needs impl='auto'")
-    return "reference" if impl == "auto" else impl
+    other = set(descriptors) - FUSED_DESCRIPTORS
+    if impl == "auto":
+        on_gpu = device is not None and device.type == "cuda"
+        return "triton" if on_gpu and not other and not _why_no_triton("cuda") else "reference"
+    if impl != "reference" and other:
+        raise UserError(f"impl={impl!r} has descriptors {sorted(FUSED_DESCRIPTORS)}; {sorted(other)} needs impl='auto'")
+    if impl == "triton" and (reason := _why_no_triton(device.type if device is not None else "cuda")):
+        raise UserError(f"impl='triton' {reason}")
+    return impl
+
+
+# Constant for the compiler too, which could not trace the search for a package.
+@torch.compiler.assume_constant_result
+@functools.cache
+def _why_no_triton(device_type: str) -> str:
+    """Why Triton cannot run on such devices, as the end of a sentence; nothing if it can."""
+    if find_spec("triton") is None:
+        return "needs the package triton, which is not installed: install it, or give impl='auto'"
+    if device_type == "cuda":
+        return ""
+    from excite.ops import tail_triton
+
+    if device_type == "cpu" and tail_triton.INTERPRETED:
+        return ""
+    return f"takes tensors on a GPU, these are on {device_type!r}: move them, or give impl='auto'"
 
 
 def tail(
@@ -97,7 +122,8 @@ def tail(
             None is the plain tail.
         descriptors: what z holds, see ``squeeze``.
         act: "relu", "silu" or "none".
-        impl: "reference" (plain PyTorch), "fused" (two passes forward, two backward) or "auto".
+        impl: "reference" (plain PyTorch), "fused" (two passes forward, two backward), "triton" (the same on a GPU) or
+            "auto", see ``choose_tail_impl``.
 
     Returns:
         y [N, C, *S] in the dtype x and shortcut promote to.
@@ -108,7 +134,7 @@ def tail(
         ValueError: shapes, act or impl that do not fit; one value a channel in training, as ``BatchNorm2d`` does.
     """
     _check(x, shortcut, act, descriptors)
-    impl = choose_tail_impl(impl, descriptors if excite is not None else ())
+    impl = choose_tail_impl(impl, descriptors if excite is not None else (), x.device)
     by_batch = training or running_mean is None or running_var is None
     if by_batch and x.numel() == x.shape[1]:
         raise UserError(f"training needs more than 1 value per channel; got shape {tuple(x.shape)}")
@@ -122,7 +148,7 @@ def tail(
     # A batch without samples moves no statistics and has no sums to share: torch's own rules for it apply.
     if impl == "reference" or x.shape[0] == 0:
         return _reference(x, shortcut, weight, bias, stats, by_batch, float(factor), eps, excite, descriptors, act)
-    return _fused(x, shortcut, weight, bias, stats, by_batch, factor, eps, excite, descriptors, act)
+    return _fused(x, shortcut, weight, bias, stats, by_batch, factor, eps, excite, descriptors, act, impl)
 
 
 def _check(x: Tensor, shortcut: Tensor | None, act: str, descriptors: Sequence[str]) -> None:
@@ -174,10 +200,11 @@ def _fused(
     excite: Excite | None,
     descriptors: Sequence[str],
     act: str,
+    impl: str,
 ) -> Tensor:
     """The formulas at the head of this file: [N, C] work between two passes over the maps."""
     dtype = tail_passes.sum_dtype(x.dtype)
-    m, v, map_token, scale_token = _Moments.apply(x)
+    m, v, map_token, scale_token = _Moments.apply(x, impl)
     if by_batch:
         mu = m.mean(0)
         var = (v + (m - mu).square()).mean(0)
@@ -199,7 +226,7 @@ def _fused(
         if s.shape != m.shape:
             raise UserError(f"excite must give s of shape {tuple(m.shape)}; got {tuple(s.shape)}")
         scale, offset = s * scale, s * offset
-    return _AffineAct.apply(x.detach(), map_token, scale_token, shortcut, centre, scale, offset, act)
+    return _AffineAct.apply(x.detach(), map_token, scale_token, shortcut, centre, scale, offset, act, impl)
 
 
 def _shifted(t: Tensor, bias: Tensor | None) -> Tensor:
@@ -230,6 +257,15 @@ def _update_running(stats: _Stats, mu: Tensor, var: Tensor, values: int, factor:
         running_var.lerp_(unbiased.to(running_var.dtype), factor)
 
 
+def _passes(impl: str) -> Any:
+    """The module whose four passes an implementation uses."""
+    if impl == "fused":
+        return tail_passes
+    from excite.ops import tail_triton
+
+    return tail_triton
+
+
 def _refuse_second_derivative() -> None:
     # Not once_differentiable: its error waits on an edge that a path through the [N, C] middle goes around.
     if torch.is_grad_enabled():
@@ -240,17 +276,19 @@ class _Moments(torch.autograd.Function):
     """x -> m, v and the two tokens; backward writes the whole dx (see the head of this file)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        m, v = tail_passes.moments(x)
+    def forward(ctx: Any, x: Tensor, impl: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        m, v = _passes(impl).moments(x)
+        ctx.impl = impl
         ctx.save_for_backward(x, m)
         return m, v, x.new_zeros(()).expand_as(x), torch.zeros_like(m)
 
     @staticmethod
-    def backward(ctx: Any, dm: Tensor, dv: Tensor, g: Tensor, scale: Tensor) -> Tensor:
+    def backward(ctx: Any, dm: Tensor, dv: Tensor, g: Tensor, scale: Tensor) -> tuple[Tensor, None]:
         _refuse_second_derivative()
         x, m = ctx.saved_tensors
         positions = x.numel() // m.numel()
-        return tail_passes.moments_grad(g, x, m, scale, dm / positions, dv * (2.0 / positions))
+        dx = _passes(ctx.impl).moments_grad(g, x, m, scale, dm / positions, dv * (2.0 / positions))
+        return dx, None
 
 
 class _AffineAct(torch.autograd.Function):
@@ -267,14 +305,15 @@ class _AffineAct(torch.autograd.Function):
         scale: Tensor,
         offset: Tensor,
         act: str,
+        impl: str,
     ) -> Tensor:
         scale, offset = scale.contiguous(), offset.contiguous()
-        y = tail_passes.affine_act(x, shortcut, centre, scale, offset, act)
+        y = _passes(impl).affine_act(x, shortcut, centre, scale, offset, act)
         # ReLU needs only y, which the next convolution keeps anyway; SiLU recomputes its sum from x and shortcut.
         kept_y = y if act == "relu" else None
         kept_shortcut = shortcut if act == "silu" else None
         ctx.save_for_backward(x, kept_y, kept_shortcut, centre, scale, offset)
-        ctx.act = act
+        ctx.act, ctx.impl = act, impl
         ctx.dtypes = (x.dtype, None if shortcut is None else shortcut.dtype)
         return y
 
@@ -282,9 +321,10 @@ class _AffineAct(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_derivative()
         x, y, shortcut, centre, scale, offset = ctx.saved_tensors
-        g, total, centred = tail_passes.affine_act_grad(dy, y, x, shortcut, centre, scale, offset, ctx.act)
+        passes = _passes(ctx.impl)
+        g, total, centred = passes.affine_act_grad(dy, y, x, shortcut, centre, scale, offset, ctx.act)
         if ctx.act == "none":
             g = dy
         x_dtype, shortcut_dtype = ctx.dtypes
         dshortcut = None if shortcut_dtype is None else g.to(shortcut_dtype)
-        return None, g.to(x_dtype), scale, dshortcut, None, centred, total, None
+        return None, g.to(x_dtype), scale, dshortcut, None, centred, total, None, None
