@@ -37,8 +37,8 @@ NORMALISE = {"rtol": 0.0, "atol": 2e-6}
 # Multiply-adds against a paper's printed figure: two decimals of some billions, and what each counter leaves out.
 PRINTED_MACS = 3e-3
 
-# The first gradient of gates at a neutral start against that at the paper's, on one batch: sigmoid has half the slope
-# at most, and neutral gates scale the branch by 1 in place of 1/2.
+# The first gradient of gates at a neutral start against that at the paper's, on one batch: neutral gates have twice
+# the slope and scale the branch by 1 in place of 1/2, but their zero last layer hides the one before.
 FIRST_GRADIENT = 10.0
 # How far from 1 each gate's largest scale is after 20 steps, at least; float32 rounds at 1e-7.
 GATE_MOVED = 2e-3

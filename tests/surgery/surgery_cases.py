@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ def looks(model: nn.Module) -> list[Any]:
     seen: list[Any] = []
     for name, module in model.named_modules(remove_duplicate=False):
         plain = {key: value for key, value in vars(module).items() if not key.startswith("_")}
-        hooks = [list(value.values()) for key, value in sorted(vars(module).items()) if key.endswith("_hooks")]
+        hooks = [list(value.items()) for key, value in sorted(vars(module).items()) if isinstance(value, OrderedDict)]
         own = sorted(key for key in vars(module) if key.startswith("_"))
         seen.append((name, id(module), type(module), repr(plain), hooks, own))
     for name, tensor in model.state_dict(keep_vars=True).items():

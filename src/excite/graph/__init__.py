@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from excite.graph.record import Recording, record, unwrapped
+from excite.graph.record import Recording, as_inputs, record, unwrapped
 from excite.graph.view import Anchor, FoundGate, Join, View
 
-__all__ = ["Anchor", "FoundGate", "Join", "Recording", "View", "record", "unwrapped"]
+__all__ = ["Anchor", "FoundGate", "Join", "Recording", "View", "as_inputs", "record", "unwrapped"]

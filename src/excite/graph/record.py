@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from excite.errors import UserError
 
-__all__ = ["Call", "Node", "Recording", "Value", "record", "unwrapped"]
+__all__ = ["Call", "Node", "Recording", "Value", "as_inputs", "record", "unwrapped"]
 
 
 @dataclass
@@ -150,9 +150,23 @@ def record(model: nn.Module, inputs: Sequence[Any]) -> Recording:
             raise UserError(f"{type(model).__name__} does not take an example of shape {shapes}: {error}") from error
 
 
+def as_inputs(example: Any) -> tuple[Any, ...]:
+    """A network's positional inputs, from a tensor, or from a tuple or list of them.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if isinstance(example, Tensor):
+        return (example,)
+    if not isinstance(example, tuple | list):
+        kind = type(example).__name__
+        raise UserError(f"example is a {kind}: give a tensor, or a tuple of the network's positional inputs")
+    return tuple(example)
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The network inside what ``torch.compile`` returned; any other as it is."""
-    inner = model._modules.get("_orig_mod")
+    inner = None if isinstance(model, torch.jit.ScriptModule) else model._modules.get("_orig_mod")
     return model if inner is None else inner
 
 

@@ -100,9 +100,16 @@ def _hooks(module: nn.Module, side: str) -> tuple[dict[int, Any], Callable[..., 
     return (module._forward_hooks, _gate_output) if side == "out" else (module._forward_pre_hooks, _gate_input)
 
 
-def hung(model: nn.Module) -> Iterator[Hung]:
-    """The gates that hang in a network, called or not, in the order of its modules."""
-    for name, module in model.named_modules():
+def hung(model: nn.Module, *, every_name: bool = False) -> Iterator[Hung]:
+    """The gates that hang in a network, called or not, in the order of its modules.
+
+    Args:
+        model: the network.
+        every_name: list gates on a module that has several names under each of them, as ``state_dict`` does.
+    """
+    for name, module in model.named_modules(remove_duplicate=not every_name):
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
         for side, own in HUNG_NAMES.items():
             gate = module._modules.get(own)
             if gate is not None:

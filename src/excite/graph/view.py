@@ -168,7 +168,11 @@ class View:
             if node is None or node.op in CONVS or node.op in NORMS or node.op in POOLS:
                 return
             operands = [gate.u] if gate is not None else [v for v in node.inputs if not self.values[v].weight]
-            if len(operands) != 1 or (gate is None and through is not None and node.op not in through):
+            # sum() begins with 0 + its first.
+            passes = (
+                gate is not None or through is None or node.op in through or (node.op == "add" and not node.inputs[1:])
+            )
+            if len(operands) != 1 or not passes:
                 return
             value = operands[0]
 
@@ -326,6 +330,23 @@ class View:
         if type(module).__module__.startswith(("torch.ao.", "torch.jit")):
             return "it is quantised or scripted"
         return None
+
+    def obstacle(self, *values: int) -> str | None:
+        """Why no gate can hang on the innermost module that returns one of these values, with the module's name."""
+        for call in (call for value in values for call in reversed(self._makers(value)) if call.module):
+            return f"{call.module}: {self.why_not(call, 'out')}"
+        return None
+
+    def called_as(self, name: str) -> str:
+        """The name by which calls of the module of this dotted name are listed, where it has several."""
+        return self._first_names[id(self.modules[name])]
+
+    @cached_property
+    def _first_names(self) -> dict[int, str]:
+        names: dict[int, str] = {}
+        for name, module in self.modules.items():
+            names.setdefault(id(module), name)
+        return names
 
     @cached_property
     def _counts(self) -> dict[str, int]:

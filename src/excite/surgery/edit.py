@@ -7,7 +7,7 @@ it was. What was attached is written down on the network, so that a gate that so
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from excite.errors import UserError, unknown
 from excite.gates import GateConfig, parse_gate
 from excite.gates.base import leaves_as_is
-from excite.graph import record, unwrapped
+from excite.graph import as_inputs, record, unwrapped
 from excite.graph.rewrite import HUNG_NAMES, Hung, forget_compiled, hang, hung, is_called, rehang, take
 from excite.surgery.sites import Site, Where, find_sites
 
@@ -106,8 +106,7 @@ def attach_(
     sites = find_sites(model, example, where=where, stages=stages)
     items = [(Attached(s.module, s.side, s.channels, str(config)), config) for s in sites]
     _attach(model, items)
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
-    _check_each_runs_once(model, [item for item, _ in items], inputs)
+    _check_each_runs_once(model, [item for item, _ in items], as_inputs(example))
     return sites
 
 
@@ -121,12 +120,19 @@ def attach_at_(model: nn.Module, gates: Iterable[Attached | Mapping[str, Any]]) 
     check_kind(model)
     items = []
     for item in gates:
-        item = item if isinstance(item, Attached) else Attached(**item)
+        item = item if isinstance(item, Attached) else _read(item)
         config = parse_gate(item.gate)
         if config is None:
             raise UserError(f"{item.module}: gate {item.gate!r} is none")
         items.append((item, config))
     _attach(model, items)
+
+
+def _read(item: Mapping[str, Any]) -> Attached:
+    wanted = {field.name for field in fields(Attached)}
+    if set(item) != wanted:
+        raise UserError(f"a gate's record has {', '.join(sorted(wanted))}; got {', '.join(sorted(item)) or 'nothing'}")
+    return Attached(**item)
 
 
 def _checked_gate(gate: str | GateConfig, start: str) -> GateConfig:
@@ -154,13 +160,16 @@ def check_kind(model: nn.Module) -> None:
 def _attach(model: nn.Module, items: Sequence[tuple[Attached, GateConfig]]) -> None:
     """Check everything, then change."""
     modules = dict(model.named_modules())
-    ready = []
+    ready, taken = [], set()
     for item, config in items:
         host = modules.get(item.module)
         if host is None or not item.module:
             raise unknown("module", item.module, [name for name in modules if name])
-        if HUNG_NAMES[item.side] in host._modules:
+        if item.side not in HUNG_NAMES:
+            raise unknown("side", item.side, HUNG_NAMES)
+        if HUNG_NAMES[item.side] in host._modules or item.name in taken:
             raise UserError(f"{item.module} has a gate already: detach_ takes it off")
+        taken.add(item.name)
         ready.append((host, item, _built(model, host, item, config)))
     before = attached(model)
     for host, item, gate in ready:
@@ -178,14 +187,21 @@ def _built(model: nn.Module, host: nn.Module, item: Attached, config: GateConfig
 
 def _check_each_runs_once(model: nn.Module, items: list[Attached], inputs: tuple[Any, ...]) -> None:
     try:
-        calls = record(model, inputs).calls
-        for item in items:
-            count = sum(call.module == item.name for call in calls)
-            if count != 1:
-                raise UserError(f"{item.module} runs its gate {count} times in a forward pass: choose another place")
+        _run_each_once(model, items, inputs)
     except BaseException:
         remove(model, {item.name for item in items})
         raise
+
+
+def _run_each_once(model: nn.Module, items: list[Attached], inputs: tuple[Any, ...]) -> None:
+    try:
+        calls = record(model, inputs).calls
+    except UserError as error:
+        raise UserError(f"with gates there the network does not run: {error}") from error
+    for item in items:
+        count = sum(call.module == item.name for call in calls)
+        if count != 1:
+            raise UserError(f"{item.module} runs its gate {count} times in a forward pass: choose another place")
 
 
 def attached(model: nn.Module) -> list[Attached]:
@@ -219,7 +235,7 @@ def write_down(model: nn.Module, items: Sequence[Attached]) -> None:
 
 def _accept_plain(module: nn.Module, incompatible: Any) -> None:
     """A state dict without any gate is no error while each gate leaves its map as it is."""
-    keys = [f"{item.name}.{key}" for item in hung(module) for key in item.gate.state_dict()]
+    keys = [f"{item.name}.{key}" for item in hung(module, every_name=True) for key in item.gate.state_dict()]
     missing: list[str] = incompatible.missing_keys
     absent = [key for key in missing if key.endswith(tuple(keys))]
     if len(absent) == len(keys) and all(leaves_as_is(item.gate) for item in hung(module)):

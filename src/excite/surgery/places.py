@@ -14,6 +14,7 @@ import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from excite.graph import Anchor, FoundGate, Join, View
@@ -45,7 +46,7 @@ class Place:
 def _place(view: View, label: str, values: Sequence[int], level: int, reason: str) -> Place:
     """At the first of these values that a module has for its own; ``reason`` is for when none has."""
     anchor = view.anchor(*values)
-    return Place(label, values[-1], anchor, "" if anchor else reason, level)
+    return Place(label, values[-1], anchor, "" if anchor else view.obstacle(*values) or reason, level)
 
 
 def _refused(label: str, value: int | None, level: int, reason: str) -> Place:
@@ -181,8 +182,9 @@ PLACES: dict[str, Callable[[View], Iterator[Place]]] = {
 
 def named(view: View, names: list[str]) -> Iterator[Place]:
     """The outputs of the modules of these dotted names, in the order of execution."""
-    wanted = set(names)
-    for call in view.calls:
+    wanted = {view.called_as(name) for name in names}
+    # By their ends: what a module returns comes after what the modules in it return.
+    for call in sorted(view.calls, key=lambda call: (call.end, -call.depth)):
         if call.module not in wanted:
             continue
         wanted.discard(call.module)
@@ -196,7 +198,9 @@ def named(view: View, names: list[str]) -> Iterator[Place]:
             anchor = view.anchor(value)  # the last layer inside, mostly
         yield Place(call.module, value, anchor, "" if anchor else reason or "", -1 if value is None else value)
     for name in sorted(wanted):
-        yield Place(name, None, None, "it is not called in a forward pass", -1)
+        scripted = isinstance(view.modules[name], torch.jit.ScriptModule)
+        reason = "it is scripted" if scripted else "it is not called in a forward pass"
+        yield Place(name, None, None, reason, -1)
 
 
 def matched(names: list[str], pattern: str) -> list[str]:

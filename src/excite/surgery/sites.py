@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from excite.errors import UserError, unknown
 from excite.gates import GateConfig, parse_gate
-from excite.graph import View, record, unwrapped
+from excite.graph import View, as_inputs, record, unwrapped
 from excite.surgery.places import PLACES, Place, matched, named, selected
 
 __all__ = ["Refusal", "Site", "SiteCost", "Survey", "Where", "find_sites", "survey"]
@@ -181,8 +181,8 @@ def survey(
         ValueError: as ``find_sites``, but nothing found is no error here.
     """
     model = unwrapped(model)
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
-    view = View(record(model, inputs), model)
+    where = _checked_where(where)
+    view = View(record(model, as_inputs(example)), model)
     levels = _levels(view)
     places = [(place, _stage(view, place, levels)) for place in _places(view, model, where)]
     if stages is not None:
@@ -201,6 +201,16 @@ def survey(
             site = Site(place.anchor.module, place.anchor.side, shape[0], shape[1:], stage, place.label)
             sites.append(site)
     return Survey(_text(where), len(view.joins), tuple(sites), tuple(refused))
+
+
+def _checked_where(where: Where) -> Where:
+    if isinstance(where, str) or callable(where):
+        return where
+    if not isinstance(where, Iterable):
+        raise UserError(
+            f"where={where!r}: give one of {', '.join(PLACES)}, 'block:PATTERN', names of modules, or a function"
+        )
+    return tuple(where)
 
 
 def _text(where: Where) -> str:
@@ -245,6 +255,9 @@ def _stage(view: View, place: Place, levels: list[int]) -> int:
 
 
 def _checked(stages: Sequence[int], n_stages: int) -> set[int]:
+    if isinstance(stages, str) or not isinstance(stages, Iterable):
+        raise UserError(f"stages={stages!r}: give a sequence of some of 1 to {n_stages}, as (2, 3)")
+    stages = tuple(stages)
     for stage in stages:
         if isinstance(stage, bool) or stage not in range(1, n_stages + 1):
             raise UserError(f"stages={tuple(stages)!r}: this network has stages 1 to {n_stages}")
