@@ -28,8 +28,9 @@ def run_tail(
 ) -> Tensor:
     """``act(gate(norm(x)) + shortcut)`` from the modules that hold its parameters.
 
-    The reference calls the modules themselves, so their hooks run and any norm (SyncBatchNorm, say) works. The fused
-    tail reads their parameters and calls ``gate.excite`` only.
+    The reference calls the modules themselves, so their hooks run and any norm (SyncBatchNorm, say) works. A fused
+    tail reads their parameters and calls ``gate.excite`` only; "auto" leaves to the reference what such a tail cannot
+    do.
 
     Args:
         norm: the last norm of the branch; the fused tail takes exactly ``nn.BatchNorm1d/2d/3d``.
@@ -40,17 +41,20 @@ def run_tail(
         impl: see ``excite.ops.tail``.
 
     Raises:
-        ValueError: ``impl="fused"`` with a norm or gate the fused tail does not have.
+        ValueError: ``impl="fused"`` or "triton" with a norm or gate the fused tail does not have.
     """
     descriptors = gate.descriptors if isinstance(gate, Gate) else ()
-    impl = choose_tail_impl(impl, descriptors)
+    fits = type(norm) in _BATCH_NORMS and (gate is None or isinstance(gate, Gate))
+    by_modules = impl == "auto" and (not fits or _has_hooks(norm) or _has_hooks(gate))
+    impl = "reference" if by_modules else choose_tail_impl(impl, descriptors, x.device)
     if impl == "reference":
         return _by_modules(norm, gate, x, shortcut, act)
-    if type(norm) not in _BATCH_NORMS or not (gate is None or isinstance(gate, Gate)):
+    if not fits:
         culprit = norm if type(norm) not in _BATCH_NORMS else gate
         raise UserError(
             f"impl={impl!r} takes batch norm and gates of excite; {type(culprit).__name__} needs impl='auto'"
         )
+    assert gate is None or isinstance(gate, Gate)
     assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
     return tail(
         x,
@@ -67,6 +71,13 @@ def run_tail(
         descriptors=descriptors or ("mean",),
         act=act,
         impl=impl,
+    )
+
+
+def _has_hooks(module: nn.Module | None) -> bool:
+    """Whether somebody waits for this module to be called: a gate attached to it, say."""
+    return module is not None and bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 

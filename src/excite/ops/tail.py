@@ -71,12 +71,16 @@ def choose_tail_impl(impl: str, descriptors: Sequence[str] = ("mean",), device: 
     return impl
 
 
-# Constant for the compiler too, which could not trace the search for a package.
-@torch.compiler.assume_constant_result
 @functools.cache
+def _triton_installed() -> bool:
+    return find_spec("triton") is not None
+
+
+# A constant for torch.compile, which could not trace the search for a package.
+@torch.compiler.assume_constant_result
 def _why_no_triton(device_type: str) -> str:
     """Why Triton cannot run on such devices, as the end of a sentence; nothing if it can."""
-    if find_spec("triton") is None:
+    if not _triton_installed():
         return "needs the package triton, which is not installed: install it, or give impl='auto'"
     if device_type == "cuda":
         return ""
