@@ -197,58 +197,72 @@ struct Map {
 // Below this many values a second thread costs more than it brings.
 constexpr Index kAlone = 1 << 14;
 // Channels of a part of a row-wise sum: its sums stay in the first cache.
-constexpr Index kBlock = 512;
-// Rows summed in registers before their sum is added to the rest.
-constexpr int kTile = 8;
-// Positions of a plane summed before their sum is added to the rest.
-constexpr Index kRun = 1024;
+constexpr Index kBlock = 2048;
+// Rows, and positions of a plane, summed before their sum is added to the rest.
+constexpr Index kRows = 64, kRun = 1024;
+// Rows of `moments` held in registers.
+constexpr int kTile = 4;
 
-template <class Part>
-void share(const Map& map, Index parts, Part&& part) {
-    const int threads = map.n * map.c * map.p < kAlone ? 1 : map.threads;
-    if (threads <= 1) {
-        for (Index i = 0; i < parts; ++i) part(i);
-        return;
-    }
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (Index i = 0; i < parts; ++i) part(i);
+// Maps rarely lie in a cache when a pass begins; the processor alone does not fetch several streams far enough ahead.
+template <class T>
+inline void fetch(const T* p) {
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + 4096);
 }
 
-// Sums of a row-wise map: `part(n, c, width)`; channels are cut so that each thread has work. No sum crosses a cut.
+// `part(i)` over 0 <= i < parts, each thread taking neighbours. The second pass over a map goes backwards: what the
+// first read last is still in the cache. A part is copied to each thread: its pointers then stay in registers, where
+// those of a shared one would be read again after every store.
+template <bool backwards, class Part>
+void share(const Map& map, Index parts, const Part& part) {
+    const Index threads = map.n * map.c * map.p < kAlone ? 1 : std::max(1, map.threads);
+    const auto run = [parts, threads](const Part own, Index thread) {
+        const Index first = parts * thread / threads, last = parts * (thread + 1) / threads;
+        for (Index i = first; i < last; ++i) own(backwards ? last - 1 - (i - first) : i);
+    };
+    if (threads == 1) return run(part, 0);
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (Index thread = 0; thread < threads; ++thread) run(part, thread);
+}
+
+// Sums of a row-wise map: `part(n, c, width)`. Whole rows are fastest to walk; channels are cut where threads would
+// have unequal work. No sum crosses a cut.
 template <class Part>
-void share_channels(const Map& map, Part&& part) {
-    Index width = map.c;
-    while (width > 64 && (width > kBlock || map.n * ((map.c + width - 1) / width) < 4 * map.threads))
+void share_channels(const Map& map, const Part part) {
+    Index width = std::min(map.c, kBlock), blocks = (map.c + width - 1) / width;
+    while (width > 64 && map.n * blocks % map.threads != 0 && map.n * blocks < 4 * map.threads) {
         width = (width / 2 + 15) / 16 * 16;
-    const Index blocks = (map.c + width - 1) / width;
-    share(map, map.n * blocks, [&](Index i) {
+        blocks = (map.c + width - 1) / width;
+    }
+    share<false>(map, map.n * blocks, [=, channels = map.c](Index i) {
         const Index c = i % blocks * width;
-        part(i / blocks, c, std::min(width, map.c - c));
+        part(i / blocks, c, std::min(width, channels - c));
     });
 }
 
-// A map value by value: `part(n, first, last)` over ranges of positions of a row-wise map.
+// A row-wise map value by value: `part(n, first, last)` over ranges of positions.
 template <class Part>
-void share_rows(const Map& map, Part&& part) {
+void share_rows(const Map& map, const Part part) {
     const Index height = std::max<Index>(1, 8192 / map.c), blocks = (map.p + height - 1) / height;
-    share(map, map.n * blocks, [&](Index i) {
+    share<true>(map, map.n * blocks, [=, positions = map.p](Index i) {
         const Index first = i % blocks * height;
-        part(i / blocks, first, std::min(map.p, first + height));
+        part(i / blocks, first, std::min(positions, first + height));
     });
 }
 
 // ---- affine_act, and inference's rescaling: out = act(scale * (x - centre) + offset + shortcut); out may be x.
 
 template <class T, Act act>
-void affine_act(const Map& map, bool rows, const T* x, const T* shortcut, const Sum<T>* centre, const Sum<T>* scale,
+void affine_act(const Map map, bool rows, const T* x, const T* shortcut, const Sum<T>* centre, const Sum<T>* scale,
                 const Sum<T>* offset, T* out) {
     if (rows) {
-        share_rows(map, [&](Index n, Index first, Index last) {
+        share_rows(map, [=](Index n, Index first, Index last) {
             const Index channel = n * map.c;
             for (Index row = n * map.p + first; row < n * map.p + last; ++row)
                 each(map.c, [&](auto lanes, Index c) {
                     constexpr int L = decltype(lanes)::value;
                     const Index i = row * map.c + c;
+                    fetch(x + i);
+                    if (shortcut) fetch(shortcut + i);
                     auto h = load<L>(x + i);
                     if (centre) h -= load<L>(centre + channel + c);
                     h *= load<L>(scale + channel + c);
@@ -258,7 +272,7 @@ void affine_act(const Map& map, bool rows, const T* x, const T* shortcut, const 
                 });
         });
     } else {
-        share(map, map.n * map.c, [&](Index plane) {
+        share<true>(map, map.n * map.c, [=](Index plane) {
             const Sum<T> middle = centre ? centre[plane] : 0, factor = scale[plane];
             const Sum<T> added = offset ? offset[plane] : 0;
             each(map.p, [&](auto lanes, Index p) {
@@ -274,27 +288,35 @@ void affine_act(const Map& map, bool rows, const T* x, const T* shortcut, const 
 
 // ---- mean over positions
 
+// Adds the sums of a few rows to the sums of all.
+template <class A>
+inline void move_sums(A* few, A* all, Index width) {
+    for (Index c = 0; c < width; ++c) {
+        all[c] += few[c];
+        few[c] = 0;
+    }
+}
+
 template <class T>
-void mean(const Map& map, bool rows, const T* x, Sum<T>* out) {
+void mean(const Map map, bool rows, const T* x, Sum<T>* out) {
     using A = Sum<T>;
     const A factor = A(1) / A(map.p);
     if (rows) {
-        share_channels(map, [&](Index n, Index first, Index width) {
-            A sum[kBlock] = {};
-            for (Index p = 0; p < map.p; p += kTile) {
-                const Index height = std::min<Index>(kTile, map.p - p);
-                const T* tile = x + (n * map.p + p) * map.c + first;
+        share_channels(map, [=](Index n, Index first, Index width) {
+            A sum[kBlock] = {}, part[kBlock] = {};
+            for (Index p = 0; p < map.p; ++p) {
+                const T* row = x + (n * map.p + p) * map.c + first;
                 each(width, [&](auto lanes, Index c) {
                     constexpr int L = decltype(lanes)::value;
-                    auto s = load<L>(tile + c);
-                    for (Index k = 1; k < height; ++k) s += load<L>(tile + k * map.c + c);
-                    store<L>(sum + c, load<L>(sum + c) + s);
+                    fetch(row + c);
+                    store<L>(part + c, load<L>(part + c) + load<L>(row + c));
                 });
+                if ((p + 1) % kRows == 0 || p + 1 == map.p) move_sums(part, sum, width);
             }
             for (Index c = 0; c < width; ++c) out[n * map.c + first + c] = sum[c] * factor;
         });
     } else {
-        share(map, map.n * map.c, [&](Index plane) {
+        share<false>(map, map.n * map.c, [=](Index plane) {
             A sum = 0;
             for (Index p = 0; p < map.p; p += kRun) {
                 Pack<A, 16> s = {};
@@ -330,7 +352,10 @@ inline void moments_tile(const T* tile, Index stride, Index width, Sum<T>* mean,
         constexpr int L = decltype(lanes)::value;
         using V = Pack<A, L>;
         V value[height], m = {}, q = {};
-        for (int k = 0; k < height; ++k) m += value[k] = load<L>(tile + k * stride + c);
+        for (int k = 0; k < height; ++k) {
+            __builtin_prefetch(tile + (k + height) * stride + c);
+            m += value[k] = load<L>(tile + k * stride + c);
+        }
         m *= A(1) / A(height);
         for (int k = 0; k < height; ++k) q += (value[k] - m) * (value[k] - m);
         V all = load<L>(mean + c), deviation = load<L>(squares + c);
@@ -341,11 +366,11 @@ inline void moments_tile(const T* tile, Index stride, Index width, Sum<T>* mean,
 }
 
 template <class T>
-void moments(const Map& map, bool rows, const T* x, Sum<T>* mean, Sum<T>* variance) {
+void moments(const Map map, bool rows, const T* x, Sum<T>* mean, Sum<T>* variance) {
     using A = Sum<T>;
     const A factor = A(1) / A(map.p);
     if (rows) {
-        share_channels(map, [&](Index n, Index first, Index width) {
+        share_channels(map, [=](Index n, Index first, Index width) {
             A m[kBlock] = {}, q[kBlock] = {};
             const T* from = x + n * map.p * map.c + first;
             Index p = 0;
@@ -357,7 +382,7 @@ void moments(const Map& map, bool rows, const T* x, Sum<T>* mean, Sum<T>* varian
             }
         });
     } else {
-        share(map, map.n * map.c, [&](Index plane) {
+        share<false>(map, map.n * map.c, [=](Index plane) {
             A m = 0, q = 0;
             for (Index p = 0; p < map.p; p += kRun) {
                 const T* run = x + plane * map.p + p;
@@ -414,6 +439,12 @@ inline void gradient_at(const Gradients<T>& a, Index c, Index i, Pack<Sum<T>, L>
         if constexpr (planes) return splat<L>(p[c]);
         else return load<L>(p + c);
     };
+    if constexpr (!planes) {
+        fetch(a.dy + i);
+        fetch(a.x + i);
+        if constexpr (act == relu) fetch(a.y + i);
+        if (act == silu && a.shortcut) fetch(a.shortcut + i);
+    }
     auto g = load<L>(a.dy + i);
     const Pack<A, L> apart = load<L>(a.x + i) - factor(a.centre);
     if constexpr (act == relu) g = activate_grad<act, A, L>(g, load<L>(a.y + i));
@@ -427,34 +458,32 @@ inline void gradient_at(const Gradients<T>& a, Index c, Index i, Pack<Sum<T>, L>
     centred += g * apart;
 }
 
-template <Act act, int height, class T>
-inline void gradients_tile(const Gradients<T>& a, Index channel, Index row, Index stride, Index width, Sum<T>* total,
-                           Sum<T>* centred) {
-    each(width, [&](auto lanes, Index c) {
-        constexpr int L = decltype(lanes)::value;
-        Pack<Sum<T>, L> t = {}, q = {};
-        for (int k = 0; k < height; ++k) gradient_at<act, L, false>(a, channel + c, row + k * stride + c, t, q);
-        store<L>(total + c, load<L>(total + c) + t);
-        store<L>(centred + c, load<L>(centred + c) + q);
-    });
-}
-
 template <class T, Act act>
-void affine_act_grad(const Map& map, bool rows, const Gradients<T>& a, Sum<T>* total, Sum<T>* centred) {
+void affine_act_grad(const Map map, bool rows, const Gradients<T> a, Sum<T>* total, Sum<T>* centred) {
     using A = Sum<T>;
     if (rows) {
-        share_channels(map, [&](Index n, Index first, Index width) {
-            A t[kBlock] = {}, q[kBlock] = {};
-            const Index channel = n * map.c + first, from = n * map.p * map.c + first;
-            Index p = 0;
-            for (; p + kTile <= map.p; p += kTile)
-                gradients_tile<act, kTile>(a, channel, from + p * map.c, map.c, width, t, q);
-            for (; p < map.p; ++p) gradients_tile<act, 1>(a, channel, from + p * map.c, map.c, width, t, q);
-            std::copy(t, t + width, total + channel);
-            std::copy(q, q + width, centred + channel);
+        share_channels(map, [=](Index n, Index first, Index width) {
+            A t[kBlock] = {}, q[kBlock] = {}, all_t[kBlock] = {}, all_q[kBlock] = {};
+            const Index channel = n * map.c + first;
+            for (Index p = 0; p < map.p; ++p) {
+                const Index row = (n * map.p + p) * map.c + first;
+                each(width, [&](auto lanes, Index c) {
+                    constexpr int L = decltype(lanes)::value;
+                    auto t_here = load<L>(t + c), q_here = load<L>(q + c);
+                    gradient_at<act, L, false>(a, channel + c, row + c, t_here, q_here);
+                    store<L>(t + c, t_here);
+                    store<L>(q + c, q_here);
+                });
+                if ((p + 1) % kRows == 0 || p + 1 == map.p) {
+                    move_sums(t, all_t, width);
+                    move_sums(q, all_q, width);
+                }
+            }
+            std::copy(all_t, all_t + width, total + channel);
+            std::copy(all_q, all_q + width, centred + channel);
         });
     } else {
-        share(map, map.n * map.c, [&](Index plane) {
+        share<false>(map, map.n * map.c, [=](Index plane) {
             A t = 0, q = 0;
             for (Index p = 0; p < map.p; p += kRun) {
                 Pack<A, 16> ts = {}, qs = {};
@@ -477,21 +506,23 @@ void affine_act_grad(const Map& map, bool rows, const Gradients<T>& a, Sum<T>* t
 // ---- moments_grad: dx = scale * g + constant + slope * (x - centre)
 
 template <class T>
-void moments_grad(const Map& map, bool rows, const T* g, const T* x, const Sum<T>* centre, const Sum<T>* scale,
+void moments_grad(const Map map, bool rows, const T* g, const T* x, const Sum<T>* centre, const Sum<T>* scale,
                   const Sum<T>* constant, const Sum<T>* slope, T* dx) {
     if (rows) {
-        share_rows(map, [&](Index n, Index first, Index last) {
+        share_rows(map, [=](Index n, Index first, Index last) {
             const Index channel = n * map.c;
             for (Index row = n * map.p + first; row < n * map.p + last; ++row)
                 each(map.c, [&](auto lanes, Index c) {
                     constexpr int L = decltype(lanes)::value;
                     const Index i = row * map.c + c, k = channel + c;
+                    fetch(x + i);
+                    fetch(g + i);
                     store<L>(dx + i, load<L>(scale + k) * load<L>(g + i) + load<L>(constant + k) +
                                          load<L>(slope + k) * (load<L>(x + i) - load<L>(centre + k)));
                 });
         });
     } else {
-        share(map, map.n * map.c, [&](Index plane) {
+        share<true>(map, map.n * map.c, [=](Index plane) {
             const Sum<T> middle = centre[plane], factor = scale[plane], added = constant[plane], slant = slope[plane];
             each(map.p, [&](auto lanes, Index p) {
                 constexpr int L = decltype(lanes)::value;
