@@ -12,11 +12,7 @@ Importing this module imports triton; nothing in ``excite`` does before ``impl="
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
-from math import prod
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,12 +23,10 @@ from triton.runtime import JITFunction  # type: ignore[import-untyped]
 from excite.errors import UserError
 from excite.ops import tail_kernels as kernels
 from excite.ops.tail_passes import sum_dtype
+from excite.ops.tail_tiles import TILES, Plan, Tile, cut_up, positions_inner, power_of_2
 
 __all__ = [
     "INTERPRETED",
-    "TILES",
-    "Plan",
-    "Tile",
     "affine_act",
     "affine_act_grad",
     "launch_affine_act",
@@ -41,132 +35,23 @@ __all__ = [
     "launch_moments_grad",
     "moments",
     "moments_grad",
-    "plan_tiles",
 ]
 
 INTERPRETED = not isinstance(kernels.moments_kernel, JITFunction)
 """Whether Triton runs its kernels in its interpreter, on CPU tensors."""
 
 
-@dataclass(frozen=True)
-class Tile:
-    """How much of a map one program takes.
-
-    Args:
-        values: of the map, a power of two, at most; halved while that gives too few programs.
-        warps: threads / 32 that share them.
-    """
-
-    values: int
-    warps: int
-
-
-# Fixed sizes and no autotuning: which tile sums are taken over decides how they round, and a choice by stopwatch may
-# differ from run to run. Registers bound them: each value takes one for every map that the pass holds at a time.
-# Moments holds one map and has no other way to keep the traffic of its partial results small, so it takes large tiles.
-TILES: Mapping[str, Tile] = MappingProxyType(
-    {
-        "moments": Tile(16384, 8),
-        "affine_act": Tile(4096, 4),
-        "affine_act_grad": Tile(8192, 8),
-        "moments_grad": Tile(4096, 4),
-    }
-)
-# 4 programs for each of the 132 multiprocessors of an H100 or H200: fewer leave some idle.
-_ENOUGH_PROGRAMS = 528
-_SMALLEST_TILE = 1024
-# A line of cache: the least of a channels_last row that is worth fetching from memory.
-_LINE_BYTES = 128
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a map is cut into tiles: ``samples`` x ``positions`` x ``channels``, as ``tail_kernels`` sees it.
-
-    Args:
-        samples: N for channels_last, 1 for a contiguous map.
-        channels: C for channels_last, N * C for a contiguous map.
-        positions: P, the product of the spatial axes.
-        p_inner: positions lie side by side in memory (contiguous), not channels.
-        block_p: positions in a tile, a power of two.
-        block_c: channels in a tile, a power of two.
-        warps: of each program.
-    """
-
-    samples: int
-    channels: int
-    positions: int
-    p_inner: bool
-    block_p: int
-    block_c: int
-    warps: int
-
-    @property
-    def tiles_p(self) -> int:
-        """Tiles along the positions of one sample."""
-        return triton.cdiv(self.positions, self.block_p)
-
-    @property
-    def tiles_c(self) -> int:
-        """Tiles along the channels of one sample."""
-        return triton.cdiv(self.channels, self.block_c)
-
-    @property
-    def programs(self) -> int:
-        """Tiles in all."""
-        return self.samples * self.tiles_p * self.tiles_c
-
-
-def _positions_inner(x: Tensor) -> bool | None:
-    """True for a contiguous map, False for channels_last, None for neither."""
-    if x.is_contiguous():
-        return True
-    return False if x.movedim(1, -1).is_contiguous() else None
-
-
-def _power_of_2(n: int) -> int:
-    return 1 << max(n - 1, 0).bit_length()
-
-
-def plan_tiles(x: Tensor, tile: Tile) -> Plan:
-    """The tiles for a contiguous or channels_last map [N, C, *S]; they depend on shape, layout and dtype alone."""
-    n, c, *space = x.shape
-    p, p_inner = prod(space), bool(_positions_inner(x))
-    samples, channels = (1, n * c) if p_inner else (n, c)
-    values = tile.values // 2 if x.dtype == torch.float64 else tile.values
-
-    def cut(values: int) -> Plan:
-        if p_inner:
-            block_p = min(_power_of_2(p), values)
-        else:
-            line = min(_power_of_2(c), _LINE_BYTES // x.element_size())
-            block_p = min(_power_of_2(p), max(values // line, 1))
-            # Offsets within a tile have 32 bits.
-            while block_p > 1 and block_p * c >= 2**31:
-                block_p //= 2
-        block_c = min(_power_of_2(channels), values // block_p)
-        warps = max(1, min(tile.warps, block_p * block_c // 256))
-        return Plan(samples, channels, p, p_inner, block_p, block_c, warps)
-
-    plan = cut(values)
-    while values > _SMALLEST_TILE and plan.programs < _ENOUGH_PROGRAMS:
-        values //= 2
-        plan = cut(values)
-    return plan
-
-
 def _launch(kernel: Any, plan: Plan, *args: Tensor | None, **flags: Any) -> None:
     inner, outer = (plan.positions, plan.channels) if plan.p_inner else (plan.channels, plan.positions)
-    align = next(a for a in (8, 4, 2, 1) if inner % a == 0)
     first = next(a for a in args if a is not None)
     with _on_device_of(first):
         kernel[(plan.programs,)](
             *args,
-            inner // align,
+            inner // plan.align,
             outer,
             plan.tiles_p,
             plan.tiles_c,
-            ALIGN=align,
+            ALIGN=plan.align,
             BLOCK_P=plan.block_p,
             BLOCK_C=plan.block_c,
             P_INNER=plan.p_inner,
@@ -186,12 +71,12 @@ def _on_device_of(x: Tensor) -> Any:
 
 
 def _in_a_layout(x: Tensor) -> Tensor:
-    return x.contiguous() if _positions_inner(x) is None else x
+    return x.contiguous() if positions_inner(x) is None else x
 
 
 def _laid_out_as(t: Tensor, like: Tensor) -> Tensor:
     """``t`` itself if its values lie in the order of ``like``'s, else a copy that does."""
-    if like.is_contiguous() if t.is_contiguous() else _positions_inner(t) is _positions_inner(like):
+    if like.is_contiguous() if t.is_contiguous() else positions_inner(t) is positions_inner(like):
         return t
     return torch.empty_like(like, dtype=t.dtype).copy_(t)
 
@@ -209,15 +94,15 @@ def launch_moments(x: Tensor, tile: Tile = TILES["moments"]) -> tuple[Tensor, Te
     variance = torch.empty_like(mean)
     if x.numel() == 0:
         return mean.fill_(torch.nan), variance.fill_(torch.nan)
-    plan = plan_tiles(x, tile)
+    plan = cut_up(x, tile)
     if plan.tiles_p == 1:
         _launch(kernels.moments_kernel, plan, x, mean, variance, WHOLE=True)
         return mean, variance
     parts = mean.new_empty((2, plan.samples, plan.tiles_p, plan.channels)).unbind()
     _launch(kernels.moments_kernel, plan, x, *parts, WHOLE=False)
-    most = _power_of_2(plan.tiles_p)
+    most = power_of_2(plan.tiles_p)
     block_k = min(most, 64)
-    block_c = min(_power_of_2(plan.channels), 1024 // block_k)
+    block_c = min(power_of_2(plan.channels), 1024 // block_k)
     tiles_c = triton.cdiv(plan.channels, block_c)
     with _on_device_of(x):
         kernels.combine_kernel[(plan.samples * tiles_c,)](
@@ -254,7 +139,7 @@ def launch_affine_act(
     if x.numel():
         rows = (t.contiguous() for t in (centre, scale, offset))
         shortcut = None if shortcut is None else _laid_out_as(shortcut, x)
-        _launch(kernels.affine_act_kernel, plan_tiles(x, tile), x, shortcut, y, *rows, ACT=act)
+        _launch(kernels.affine_act_kernel, cut_up(x, tile), x, shortcut, y, *rows, ACT=act)
     return _promised(y, given)
 
 
@@ -273,7 +158,7 @@ def launch_affine_act_grad(
     given, x = x, _in_a_layout(x)
     g = None if act == "none" else torch.empty_like(x, dtype=dy.dtype)
     if x.numel():
-        plan = plan_tiles(x, tile)
+        plan = cut_up(x, tile)
         kept_y = None if y is None or act != "relu" else _laid_out_as(y, x)
         kept_shortcut = None if shortcut is None or act != "silu" else _laid_out_as(shortcut, x)
         rows = (t.contiguous() for t in (centre, scale, offset))
@@ -300,7 +185,7 @@ def launch_moments_grad(
     dx = torch.empty_like(x)
     if x.numel():
         rows = (t.contiguous() for t in (centre, scale, constant, slope))
-        _launch(kernels.moments_grad_kernel, plan_tiles(x, tile), _laid_out_as(g, x), x, dx, *rows)
+        _launch(kernels.moments_grad_kernel, cut_up(x, tile), _laid_out_as(g, x), x, dx, *rows)
     return _promised(dx, given)
 
 
