@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from excite.errors import UserError, unknown
 from excite.gates import Gate, GateConfig, parse_gate
 from excite.gates.base import ATTACHED
-from excite.graph import View, record, unwrapped
+from excite.graph import View, as_inputs, record, unwrapped
 from excite.graph.rewrite import forget_compiled, parent_of
 from excite.graph.rewrite import replace as replace_module
 from excite.models.base import GatedBlock, gate_modules
 from excite.surgery.edit import STARTS, attached, check_kind, remove, write_down
 from excite.surgery.zoo_gates import carried_over, channels_of, read_gate
 
-__all__ = ["Swap", "swap_"]
+__all__ = ["OwnGates", "Swap", "own_gates_", "swap_"]
 
 ALL = "*"
 SAME = "same"
@@ -107,6 +107,26 @@ def swap_(
     return [Swap(f.name, f.channels, f.text, _written(gate), kept) for f, gate, kept in ready]
 
 
+class OwnGates(NamedTuple):
+    """What ``own_gates_`` did: gates it replaced, by name with their text; and those it could not, with their class."""
+
+    replaced: dict[str, str]
+    unknown: list[tuple[str, str]]
+
+
+def own_gates_(model: nn.Module, example: Tensor | Sequence[Any]) -> OwnGates:
+    """Put a gate of ``excite`` with the same weights in the place of every gate that computes the same, in place."""
+    replaced: dict[str, str] = {}
+    unknown: list[tuple[str, str]] = []
+    for found in list(_by_running(model, example)):
+        if found.gate is None:
+            unknown.append((found.name, found.kind))
+        elif found.gate is not found.module:
+            replace_module(model, found.name, found.gate)
+            replaced[found.name] = found.text
+    return OwnGates(replaced, unknown)
+
+
 def _written(gate: nn.Module | None) -> str:
     return "none" if gate is None else str(getattr(gate, "config", type(gate).__name__))
 
@@ -127,10 +147,11 @@ def _by_looking(model: nn.Module) -> Iterator[_Found]:
 
 
 def _by_running(model: nn.Module, example: Tensor | Sequence[Any]) -> Iterator[_Found]:
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
-    view = View(record(model, inputs), model)
+    view = View(record(model, as_inputs(example)), model)
+    seen = set()
     for found in view.gates:
-        if found.module:
+        if found.module and found.module not in seen:
+            seen.add(found.module)
             channels = view.values[found.u].shape[1]
             module = view.modules[found.module]
             yield _Found(found.module, module, channels, read_gate(module, channels))
@@ -145,10 +166,10 @@ def _new_gate(found: _Found, new: str | GateConfig | None, start: str) -> tuple[
     config = parse_gate(new)
     if config is None:
         return None, False
-    gate = config.build(found.channels)
+    gate = _like(config.build(found.channels), found.module)
     if found.gate is not None and isinstance(gate, Gate):
         if carried_over(found.gate, gate):
-            return _like(gate, found.module), True
+            return gate, True
         # The same kind in the old one's width, where the text leaves the width open.
         if type(gate) is type(found.gate) and config == type(config)():
             return _like(found.gate, found.module), True

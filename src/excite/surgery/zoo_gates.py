@@ -82,6 +82,8 @@ def carried_over(old: Gate, new: Gate) -> bool:
     shapes = [{key: value.shape for key, value in gate.state_dict().items()} for gate in (old, new)]
     if type(old) is not type(new) or shapes[0] != shapes[1] or old.descriptors != new.descriptors:
         return False
+    if any(p.is_meta for p in old.parameters()):
+        return False
     before = copy.deepcopy(new.state_dict())
     new.load_state_dict(old.state_dict())
     n_descriptors = len(old.descriptors)
