@@ -16,6 +16,7 @@ _FIRST = frozenset(
     cudnn_batch_norm native_group_norm""".split()
 )
 _LAST = frozenset({"mm", "addmm"})
+_PRODUCTS = frozenset({"bmm", "baddbmm"})
 
 
 def channel_axes(recording: Recording) -> list[int | None]:
@@ -32,6 +33,11 @@ def _axis(value: Value, node: Node, recording: Recording, axes: list[int | None]
         return 1
     if node.op in _LAST:
         return len(value.shape) - 1
+    if node.op in _PRODUCTS:
+        # A layer over channels, where one of the two is its weight: x W^T, or W x.
+        for v, axis in zip(node.inputs[-2:], (1, 2), strict=True):
+            if recording.values[v].weight:
+                return axis
     known = [v for v in node.inputs if axes[v] is not None and not recording.values[v].weight]
     if not known:
         return len(value.shape) - 1 if node.op == "native_layer_norm" else None
