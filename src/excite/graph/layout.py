@@ -35,9 +35,9 @@ def _axis(value: Value, node: Node, recording: Recording, axes: list[int | None]
         return len(value.shape) - 1
     if node.op in _PRODUCTS:
         # A layer over channels, where one of the two is its weight: x W^T, or W x.
-        for v, axis in zip(node.inputs[-2:], (1, 2), strict=True):
+        for i, v in enumerate(node.inputs[-2:], start=1):
             if recording.values[v].weight:
-                return axis
+                return i
     known = [v for v in node.inputs if axes[v] is not None and not recording.values[v].weight]
     if not known:
         return len(value.shape) - 1 if node.op == "native_layer_norm" else None
