@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,13 +38,15 @@ _COMPILE = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-Wno-psa
 _SECONDS = 120
 _lock = threading.Lock()
 
-# Pointers that each function takes after element type, layout, threads, N, C and P; the number after them is the act.
-_POINTERS = {
-    "excite_affine_act": (6, 1),
-    "excite_affine_act_grad": (10, 1),
-    "excite_mean": (2, 0),
-    "excite_moments": (3, 0),
-    "excite_moments_grad": (7, 0),
+# Each takes element type, layout, threads, N, C and P, then so many pointers, then an act or an epsilon.
+_FUNCTIONS: dict[str, tuple[int, list[Any]]] = {
+    "excite_affine_act": (6, [ctypes.c_int]),
+    "excite_affine_act_grad": (10, [ctypes.c_int]),
+    "excite_mean": (2, []),
+    "excite_moments": (3, []),
+    "excite_moments_grad": (7, []),
+    "excite_statistics": (10, [ctypes.c_double]),
+    "excite_statistics_grad": (11, [ctypes.c_double]),
 }
 
 
@@ -133,11 +136,9 @@ def _processor() -> str:
 
 def _load(path: Path) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(path))
-    for name, (pointers, numbers) in _POINTERS.items():
+    for name, (pointers, last) in _FUNCTIONS.items():
         function = getattr(loaded, name)
-        function.argtypes = (
-            [ctypes.c_int] * 3 + [ctypes.c_int64] * 3 + [ctypes.c_void_p] * pointers + [ctypes.c_int] * numbers
-        )
+        function.argtypes = [ctypes.c_int] * 3 + [ctypes.c_int64] * 3 + [ctypes.c_void_p] * pointers + last
         function.restype = None
     return loaded
 
@@ -170,19 +171,23 @@ def rows_if_usable(x: Tensor) -> bool | None:
     return is_rows(x)
 
 
-def rescale_add_act_(u: Tensor, s: Tensor, shortcut: Tensor | None = None, act: str = "none") -> bool:
-    """``u = act(s[n, c] * u + shortcut)`` in place, in one pass; for inference: autograd does not see it.
+def rescale_add_act_(
+    u: Tensor, s: Tensor, shortcut: Tensor | None = None, act: str = "none", *, out: Tensor | None = None
+) -> bool:
+    """``out = act(s[n, c] * u + shortcut)`` in one pass; for inference: autograd does not see it.
 
     Args:
         u: map [N, C, *S] on the CPU, contiguous or channels_last, in a dtype of ``DTYPES``.
         s: channel scale [N, C] of any floating dtype.
         shortcut: of u's shape, dtype and layout, or None.
         act: "relu", "silu", "hardswish" or "none".
+        out: ``shortcut``, to write over it; None writes over u.
 
     Returns:
-        Whether it was done. False, with u as it was, where tensors are not as above or nothing could be compiled.
+        Whether it was done. False, with u and shortcut as they were, where tensors are not as above or nothing could
+        be compiled.
 
-    Bytes moved: reads u and shortcut once, writes u once.
+    Bytes moved: reads u and shortcut once, writes one of them once.
     """
     rows = rows_if_usable(u)
     if rows is None or s.shape != u.shape[:2] or act not in NATIVE_ACTS or (loaded := library()) is None:
@@ -194,9 +199,12 @@ def rescale_add_act_(u: Tensor, s: Tensor, shortcut: Tensor | None = None, act: 
         return False
     factor = s.to(torch.float64 if u.dtype == torch.float64 else torch.float32).contiguous()
     added = None if shortcut is None else shortcut.data_ptr()
-    pointer = u.data_ptr()
-    loaded.excite_affine_act(*sizes(u, rows), pointer, added, None, factor.data_ptr(), None, pointer, NATIVE_ACTS[act])
-    torch.autograd.graph.increment_version(u)
+    assert out is None or out is shortcut
+    into = u if out is None else out
+    pointers = (u.data_ptr(), added, None, factor.data_ptr(), None, into.data_ptr())
+    loaded.excite_affine_act(*sizes(u, rows), *pointers, NATIVE_ACTS[act])
+    if not into.is_inference():
+        torch.autograd.graph.increment_version(into)
     return True
 
 

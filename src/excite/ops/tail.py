@@ -14,10 +14,8 @@ so the forward reads x twice and writes y once, with a gate or without. Backward
 
 where dm and dv come out of the ordinary autograd of the [N, C] lines above. A gate adds no pass, forward or backward.
 
-How the two halves meet: ``_Moments`` reads x first and, in backward, must write dx last, after ``_AffineAct`` has g and
-autograd has dm and dv. Its two extra outputs, ``map_token`` and ``scale_token``, hold nothing: ``_AffineAct`` takes
-them so that its backward can hand g and the scale back along autograd's own edges. The middle stays plain PyTorch: any
-gate, any parameters, hooks, autocast and ``torch.compile(fullgraph=True)`` work as everywhere else.
+The middle stays plain PyTorch: any gate, any parameters, hooks, autocast and ``torch.compile(fullgraph=True)`` work as
+everywhere else. How autograd is told stands in ``tail_functions``.
 
 Source: the sums are those of Batch Normalization (arXiv 1502.03167, Alg. 1); the gate SE (arXiv 1709.01507, Eq. 2-4).
 """
@@ -27,7 +25,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +34,7 @@ from excite.errors import UserError, unknown
 from excite.ops import tail_passes
 from excite.ops.rescale import rescale
 from excite.ops.squeeze import squeeze
+from excite.ops.tail_functions import AffineAct, Norm, PlainTail
 
 __all__ = ["ACTS", "FUSED_DESCRIPTORS", "TAIL_IMPLS", "choose_tail_impl", "tail"]
 
@@ -208,33 +206,20 @@ def _fused(
 ) -> Tensor:
     """The formulas at the head of this file: [N, C] work between two passes over the maps."""
     dtype = tail_passes.sum_dtype(x.dtype)
-    m, v, map_token, scale_token = _Moments.apply(x, impl)
-    if by_batch:
-        mu = m.mean(0)
-        var = (v + (m - mu).square()).mean(0)
-        _update_running(stats, mu, var, x.numel() // x.shape[1], factor)
+    mean, variance = (None, None) if by_batch else (t if t is None else t.to(dtype) for t in stats)
+    affine = [t if t is None else t.to(dtype) for t in (weight, bias)]
+    if excite is None:
+        y, mu, var = PlainTail.apply(x, shortcut, *affine, mean, variance, eps, act, impl)
     else:
-        running_mean, running_var = stats
-        assert running_mean is not None and running_var is not None
-        mu, var = running_mean.to(dtype), running_var.to(dtype)
-    a = torch.rsqrt(var + eps)
-    if weight is not None:
-        a = a * weight.to(dtype)
-    # The map is centred at m as a constant; that m also moves z is the gate's and the norm's business, below.
-    centre = m.detach()
-    scale = a.expand_as(m)
-    offset = _shifted(a * (centre - mu), bias)
-    if excite is not None:
-        z = _descriptor(_shifted(a * (m - mu), bias), a, v, x.numel() // max(m.numel(), 1), descriptors)
+        m, v, mu, var, a, offset, z, map_token, scale_token = Norm.apply(x, *affine, mean, variance, eps, impl)
+        z = _descriptor(z, a, v, x.numel() // max(m.numel(), 1), descriptors)
         s = excite(z.to(x.dtype)).to(dtype)
         if s.shape != m.shape:
             raise UserError(f"excite must give s of shape {tuple(m.shape)}; got {tuple(s.shape)}")
-        scale, offset = s * scale, s * offset
-    return _AffineAct.apply(x.detach(), map_token, scale_token, shortcut, centre, scale, offset, act, impl)
-
-
-def _shifted(t: Tensor, bias: Tensor | None) -> Tensor:
-    return t if bias is None else t + bias.to(t.dtype)
+        y = AffineAct.apply(x.detach(), map_token, scale_token, shortcut, m, s * a, s * offset, act, impl)
+    if by_batch:
+        _update_running(stats, mu, var, x.numel() // x.shape[1], factor)
+    return y
 
 
 def _descriptor(mean: Tensor, a: Tensor, v: Tensor, positions: int, descriptors: Sequence[str]) -> Tensor:
@@ -259,76 +244,3 @@ def _update_running(stats: _Stats, mu: Tensor, var: Tensor, values: int, factor:
         unbiased = var.detach() * (values / (values - 1))
         running_mean.lerp_(mu.detach().to(running_mean.dtype), factor)
         running_var.lerp_(unbiased.to(running_var.dtype), factor)
-
-
-def _passes(impl: str) -> Any:
-    """The module whose four passes an implementation uses."""
-    if impl == "fused":
-        return tail_passes
-    from excite.ops import tail_triton
-
-    return tail_triton
-
-
-def _refuse_second_derivative() -> None:
-    # Not once_differentiable: its error waits on an edge that a path through the [N, C] middle goes around.
-    if torch.is_grad_enabled():
-        raise UserError("the fused tail has no second derivative: give impl='reference' for create_graph=True")
-
-
-class _Moments(torch.autograd.Function):
-    """x -> m, v and the two tokens; backward writes the whole dx (see the head of this file)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, impl: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        m, v = _passes(impl).moments(x)
-        ctx.impl = impl
-        ctx.save_for_backward(x, m)
-        return m, v, x.new_zeros(()).expand_as(x), torch.zeros_like(m)
-
-    @staticmethod
-    def backward(ctx: Any, dm: Tensor, dv: Tensor, g: Tensor, scale: Tensor) -> tuple[Tensor, None]:
-        _refuse_second_derivative()
-        x, m = ctx.saved_tensors
-        positions = x.numel() // m.numel()
-        dx = _passes(ctx.impl).moments_grad(g, x, m, scale, dm / positions, dv * (2.0 / positions))
-        return dx, None
-
-
-class _AffineAct(torch.autograd.Function):
-    """y = act(scale * (x - centre) + offset + shortcut); g and scale leave backward through the tokens."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        map_token: Tensor,
-        scale_token: Tensor,
-        shortcut: Tensor | None,
-        centre: Tensor,
-        scale: Tensor,
-        offset: Tensor,
-        act: str,
-        impl: str,
-    ) -> Tensor:
-        scale, offset = scale.contiguous(), offset.contiguous()
-        y = _passes(impl).affine_act(x, shortcut, centre, scale, offset, act)
-        # ReLU needs only y, which the next convolution keeps anyway; SiLU recomputes its sum from x and shortcut.
-        kept_y = y if act == "relu" else None
-        kept_shortcut = shortcut if act == "silu" else None
-        ctx.save_for_backward(x, kept_y, kept_shortcut, centre, scale, offset)
-        ctx.act, ctx.impl = act, impl
-        ctx.dtypes = (x.dtype, None if shortcut is None else shortcut.dtype)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_second_derivative()
-        x, y, shortcut, centre, scale, offset = ctx.saved_tensors
-        passes = _passes(ctx.impl)
-        g, total, centred = passes.affine_act_grad(dy, y, x, shortcut, centre, scale, offset, ctx.act)
-        if ctx.act == "none":
-            g = dy
-        x_dtype, shortcut_dtype = ctx.dtypes
-        dshortcut = None if shortcut_dtype is None else g.to(shortcut_dtype)
-        return None, g.to(x_dtype), scale, dshortcut, None, centred, total, None, None

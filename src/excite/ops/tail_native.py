@@ -12,7 +12,7 @@ from torch import Tensor
 from excite.ops import native
 from excite.ops.native import NATIVE_ACTS, library, rows_if_usable, sizes
 
-__all__ = ["affine_act", "affine_act_grad", "moments", "moments_grad"]
+__all__ = ["affine_act", "affine_act_grad", "moments", "moments_grad", "statistics", "statistics_grad"]
 
 
 def _same(like: Tensor, rows: bool, *others: Tensor | None) -> list[Tensor | None] | None:
@@ -106,3 +106,52 @@ def moments_grad(g: Tensor, x: Tensor, centre: Tensor, scale: Tensor, constant: 
         slope.data_ptr(), dx.data_ptr(),
     )  # fmt: skip
     return dx
+
+
+def _small(m: Tensor, *others: Tensor | None) -> list[Tensor | None] | None:
+    """[N, C] and [C] tensors, dense; None where they are not all on the CPU in the one dtype."""
+    given = [t for t in others if t is not None]
+    if m.dtype not in (torch.float32, torch.float64) or any(t.dtype != m.dtype for t in given):
+        return None
+    if m.numel() == 0 or any(t.device.type != "cpu" for t in (m, *given)):
+        return None
+    return [None if t is None else t.contiguous() for t in (m, *others)]
+
+
+def _numbers(m: Tensor, by_batch: bool = False, positions: int = 1) -> tuple[int, bool, int, int, int, int]:
+    return native.DTYPES[m.dtype], by_batch, torch.get_num_threads(), m.shape[0], m.shape[1], positions
+
+
+def statistics(
+    m: Tensor, v: Tensor, weight: Tensor | None, bias: Tensor | None, mu: Tensor | None, var: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """mu, var, a and z; see ``tail_norm.statistics``."""
+    if (read := _small(m, v, weight, bias, mu, var)) is None or (loaded := library()) is None:
+        return None
+    mu, var, a = (m.new_empty(m.shape[1]) for _ in range(3))
+    z = m.new_empty(m.shape)
+    loaded.excite_statistics(*_numbers(m), *map(_pointer, (*read, mu, var, a, z)), eps)
+    return mu, var, a, z
+
+
+def statistics_grad(
+    m: Tensor,
+    mu: Tensor,
+    var: Tensor,
+    a: Tensor,
+    da: Tensor | None,
+    dz: Tensor,
+    dz_m: Tensor | None,
+    eps: float,
+    by_batch: bool,
+    positions: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """dweight, dbias, dm / P and 2 dv / P; see ``tail_norm.statistics_grad``."""
+    if (read := _small(m, mu, var, a, da, dz, dz_m)) is None or (loaded := library()) is None:
+        return None
+    dweight, dbias = m.new_empty(m.shape[1]), m.new_empty(m.shape[1])
+    dm, dv = m.new_empty(m.shape), m.new_empty(m.shape)
+    loaded.excite_statistics_grad(
+        *_numbers(m, by_batch, positions), *map(_pointer, (*read, dweight, dbias, dm, dv)), eps
+    )
+    return dweight, dbias, dm, dv

@@ -16,12 +16,14 @@ Sums are centred and taken in float32 (float64 for float64 maps): sums of large 
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 from torch import Tensor
 
 from excite.ops import tail_native
 
-__all__ = ["affine_act", "affine_act_grad", "moments", "moments_grad", "sum_dtype"]
+__all__ = ["NOW", "affine_act", "affine_act_grad", "moments", "moments_grad", "sum_dtype"]
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -44,8 +46,7 @@ def _positions(x: Tensor) -> list[int]:
     return list(range(2, x.dim()))
 
 
-@torch.library.custom_op("excite::tail_moments", mutates_args=())
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+def moments_now(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over the positions of each map: two [N, C] tensors in ``sum_dtype``.
 
     Maps: reads x.
@@ -56,6 +57,9 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     mean = wide.mean(_positions(x))
     variance = (wide - _spread(mean, x)).square_().mean(_positions(x))
     return mean, variance
+
+
+moments = torch.library.custom_op("excite::tail_moments", moments_now, mutates_args=())
 
 
 @moments.register_fake
@@ -74,8 +78,9 @@ def _result_dtype(x: Tensor, shortcut: Tensor | None) -> torch.dtype:
     return x.dtype if shortcut is None else torch.promote_types(x.dtype, shortcut.dtype)
 
 
-@torch.library.custom_op("excite::tail_affine_act", mutates_args=())
-def affine_act(x: Tensor, shortcut: Tensor | None, centre: Tensor, scale: Tensor, offset: Tensor, act: str) -> Tensor:
+def affine_act_now(
+    x: Tensor, shortcut: Tensor | None, centre: Tensor, scale: Tensor, offset: Tensor, act: str
+) -> Tensor:
     """act(scale * (x - centre) + offset + shortcut) with [N, C] centre, scale and offset; act "relu", "silu", "none".
 
     Maps: reads x and shortcut, writes the result, laid out as x.
@@ -90,13 +95,15 @@ def affine_act(x: Tensor, shortcut: Tensor | None, centre: Tensor, scale: Tensor
     return _laid_out_as(y, x, _result_dtype(x, shortcut))
 
 
+affine_act = torch.library.custom_op("excite::tail_affine_act", affine_act_now, mutates_args=())
+
+
 @affine_act.register_fake
 def _(x: Tensor, shortcut: Tensor | None, centre: Tensor, scale: Tensor, offset: Tensor, act: str) -> Tensor:
     return torch.empty_like(x, dtype=_result_dtype(x, shortcut))
 
 
-@torch.library.custom_op("excite::tail_affine_act_grad", mutates_args=())
-def affine_act_grad(
+def affine_act_grad_now(
     dy: Tensor,
     y: Tensor | None,
     x: Tensor,
@@ -131,6 +138,9 @@ def affine_act_grad(
     return written, total, centred
 
 
+affine_act_grad = torch.library.custom_op("excite::tail_affine_act_grad", affine_act_grad_now, mutates_args=())
+
+
 @affine_act_grad.register_fake
 def _(
     dy: Tensor,
@@ -146,8 +156,7 @@ def _(
     return g, torch.empty_like(scale), torch.empty_like(scale)
 
 
-@torch.library.custom_op("excite::tail_moments_grad", mutates_args=())
-def moments_grad(g: Tensor, x: Tensor, centre: Tensor, scale: Tensor, constant: Tensor, slope: Tensor) -> Tensor:
+def moments_grad_now(g: Tensor, x: Tensor, centre: Tensor, scale: Tensor, constant: Tensor, slope: Tensor) -> Tensor:
     """dx = scale * g + constant + slope * (x - centre), with [N, C] factors, in x's dtype and layout.
 
     Maps: reads x and g, writes dx.
@@ -158,6 +167,16 @@ def moments_grad(g: Tensor, x: Tensor, centre: Tensor, scale: Tensor, constant: 
     return _laid_out_as(dx.addcmul_(g.to(scale.dtype), _spread(scale, x)), x, x.dtype)
 
 
+moments_grad = torch.library.custom_op("excite::tail_moments_grad", moments_grad_now, mutates_args=())
+
+
 @moments_grad.register_fake
 def _(g: Tensor, x: Tensor, centre: Tensor, scale: Tensor, constant: Tensor, slope: Tensor) -> Tensor:
     return torch.empty_like(x)
+
+
+# The same four as plain functions, for whoever knows that nothing watches the dispatcher: an op of its own costs more
+# than the arithmetic of a small map.
+NOW = SimpleNamespace(
+    moments=moments_now, affine_act=affine_act_now, affine_act_grad=affine_act_grad_now, moments_grad=moments_grad_now
+)
