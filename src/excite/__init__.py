@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from excite.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
     from excite.cost import ECA_COUNTER, SENET, SENET_ALL, Convention, Cost, count_cost
     from excite.data import DataSet, load_data
+    from excite.deploy import FusedNetwork, FuseReport, fuse
     from excite.errors import UserError
     from excite.experiment import CompareConfig, Comparison, compare
     from excite.gates import (
@@ -83,6 +84,8 @@ __all__ = [
     "ECANSConfig",
     "EffectiveSE",
     "EffectiveSEConfig",
+    "FuseReport",
+    "FusedNetwork",
     "Gate",
     "GateConfig",
     "Latency",
@@ -116,6 +119,7 @@ __all__ = [
     "detach_",
     "evaluate",
     "find_sites",
+    "fuse",
     "gate_parameters",
     "list_gates",
     "list_models",
@@ -153,6 +157,8 @@ _HOMES = {
     "ECA_COUNTER": "excite.cost",
     "EffectiveSE": "excite.gates",
     "EffectiveSEConfig": "excite.gates",
+    "FuseReport": "excite.deploy",
+    "FusedNetwork": "excite.deploy",
     "Gate": "excite.gates",
     "GateConfig": "excite.gates",
     "Latency": "excite.timing",
@@ -190,6 +196,7 @@ _HOMES = {
     "detach_": "excite.surgery",
     "evaluate": "excite.training",
     "find_sites": "excite.surgery",
+    "fuse": "excite.deploy",
     "gate_parameters": "excite.models",
     "list_gates": "excite.gates",
     "list_models": "excite.models",

@@ -7,6 +7,7 @@ a graph shows each gate as one node. The network itself is copied first and left
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import fx, nn
 from excite.errors import UserError
 from excite.gates import Gate
 from excite.graph.record import unwrapped
-from excite.graph.rewrite import hung, replace, take
+from excite.graph.rewrite import HUNG_NAMES, hung, replace, take
 
 __all__ = ["as_layers", "layered", "traced"]
 
@@ -28,8 +29,10 @@ def as_layers(model: nn.Module) -> nn.Module:
     # Inner ones last: a module that is put into a Sequential keeps its own children's names until then.
     for item in sorted(hung(twin), key=lambda item: -item.anchor.module.count(".")):
         gate = take(item.module, item.anchor.side)
-        pair = (item.module, gate) if item.anchor.side == "out" else (gate, item.module)
-        replace(twin, item.anchor.module, nn.Sequential(*pair))
+        pair = [("0", item.module), (HUNG_NAMES["out"], gate)]
+        if item.anchor.side == "in":
+            pair = [(HUNG_NAMES["in"], gate), ("0", item.module)]
+        replace(twin, item.anchor.module, nn.Sequential(OrderedDict(pair)))
     return twin
 
 

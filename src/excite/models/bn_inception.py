@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from excite.errors import UserError
 from excite.gates.base import GateConfig
@@ -156,7 +156,12 @@ class BNInception(InceptionNetwork):
         Raises:
             ValueError: a side that is no multiple of 32.
         """
-        height, width = x.shape[-2:]
-        if height % 32 or width % 32:
-            raise UserError(f"BN-Inception takes images whose sides are multiples of 32; got {height} x {width}")
+        _check_sides(x)
         return x
+
+
+@fx.wrap  # a graph of the network takes any size: it has this check as one step
+def _check_sides(x: Tensor) -> None:
+    height, width = x.shape[-2:]
+    if height % 32 or width % 32:
+        raise UserError(f"BN-Inception takes images whose sides are multiples of 32; got {height} x {width}")

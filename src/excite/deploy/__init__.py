@@ -1,0 +1,7 @@
+"""Networks made ready to run: the same function in fewer passes over the feature maps."""
+
+from __future__ import annotations
+
+from excite.deploy.fuse import FusedNetwork, FuseReport, GateFate, fuse
+
+__all__ = ["FuseReport", "FusedNetwork", "GateFate", "fuse"]
