@@ -33,7 +33,7 @@ class Case:
         reason: words of each refusal.
         told: the reason in a few words, for the page.
         size: of the images.
-        slow: whether its trial takes over a second.
+        slow: whether its trial takes about a second or more.
     """
 
     library: str
@@ -73,7 +73,7 @@ CASES = (
     _has("torchvision", "resnet50", 16, BOTTLENECKS, "layer?.?.bn3/out"),
     _has("torchvision", "resnext50_32x4d", 16, BOTTLENECKS, "layer?.?.bn3/out", slow=True),
     _has("torchvision", "wide_resnet50_2", 16, BOTTLENECKS, "layer?.?.bn3/out", slow=True),
-    Case("torchvision", "vgg16_bn", "conv", 0, "a chain of 13 convolutions", 13, VGG16_RELUS),
+    Case("torchvision", "vgg16_bn", "conv", 0, "a chain of 13 convolutions", 13, VGG16_RELUS, slow=True),
     Case(
         "torchvision",
         "densenet121",
@@ -82,6 +82,7 @@ CASES = (
         "concatenations; 6 + 12 + 24 + 16 dense layers",
         58,
         ("features.denseblock?.denselayer*/out",),
+        slow=True,
     ),
     _has(
         "torchvision",
@@ -134,14 +135,15 @@ CASES = (
         "2 + 5 + 2 modules that concatenate",
         9,
         ("inception??/out",),
+        slow=True,
     ),
     _has("torchvision", "mnasnet1_0", 10, "repeats 3, 3, 3, 2, 4, 1: all but each's first", "layers.*.*.layers.7/out"),
     _has("timm", "resnet50", 16, BOTTLENECKS, "layer?.?.bn3/out", slow=True),
     _has("timm", "resnet50d", 16, BOTTLENECKS, "layer?.?.bn3/out", slow=True),
     _none("timm", "seresnet50", 16, BOTTLENECKS, "SEModule"),
-    Case("timm", "seresnet50", "post", 16, BOTTLENECKS, 16, ("layer?.?/out",)),
-    _has("timm", "resnetv2_50", 16, "3 + 4 + 6 + 3 bottlenecks", "stages.?.blocks.?.conv3/out"),
-    _has("timm", "nf_resnet50", 16, "3 + 4 + 6 + 3 bottlenecks", "stages.?.?.conv3/out"),
+    Case("timm", "seresnet50", "post", 16, BOTTLENECKS, 16, ("layer?.?/out",), slow=True),
+    _has("timm", "resnetv2_50", 16, "3 + 4 + 6 + 3 bottlenecks", "stages.?.blocks.?.conv3/out", slow=True),
+    _has("timm", "nf_resnet50", 16, "3 + 4 + 6 + 3 bottlenecks", "stages.?.?.conv3/out", slow=True),
     _has("timm", "convnext_tiny", 18, "3 + 3 + 9 + 3 blocks", "stages.?.blocks.?.drop_path/out"),
     _has(
         "timm",
@@ -162,7 +164,7 @@ CASES = (
         "timm", "res2net50_26w_4s", 16, BOTTLENECKS + "; sums inside them are no joins", "layer?.?.bn3/out", slow=True
     ),
     _none("timm", "ese_vovnet39b", 2, "stages of 1, 1, 2, 2 blocks: all but each's first", "EffectiveSEModule"),
-    Case("timm", "ese_vovnet39b", "post", 2, "as above", 2, ("stages.[23].blocks.1/out",)),
+    Case("timm", "ese_vovnet39b", "post", 2, "as above", 2, ("stages.[23].blocks.1/out",), slow=True),
     _has("timm", "darknet53", 23, "1 + 2 + 8 + 8 + 4 blocks", "stages.?.blocks.?.conv2/out", slow=True),
     _has("timm", "cspresnet50", 13, "3 + 3 + 5 + 2 bottlenecks", "stages.?.blocks.?.conv3/out", slow=True),
     _has(

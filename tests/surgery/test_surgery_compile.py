@@ -35,11 +35,12 @@ def tiny():
 
 
 # aot_eager traces what runs in a backward pass too.
-BACKENDS = ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)]
+SLOW = pytest.mark.slow
+BACKENDS = ["eager", pytest.param("aot_eager", marks=SLOW)]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("gate", ["se", "eca", "ese", "no_squeeze"])
+@pytest.mark.parametrize("gate", ["se", *(pytest.param(gate, marks=SLOW) for gate in ("eca", "ese", "no_squeeze"))])
 def test_a_network_is_compiled_in_one_graph(backend, gate):
     model, x = tiny(), image()
     attach_(model, gate, x)
@@ -95,7 +96,7 @@ def test_gates_learn_in_a_compiled_network():
 
 
 @pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("gate", ["se", "eca"])
+@pytest.mark.parametrize("gate", ["se", pytest.param("eca", marks=SLOW)])
 def test_an_exported_network_has_its_gates(strict, gate):
     model, x = tiny(), image()
     attach_(model, gate, x)

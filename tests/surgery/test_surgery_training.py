@@ -30,7 +30,7 @@ def test_the_first_gradient_is_within_ten_times_of_the_papers_start(gate):
 
 
 @pytest.mark.parametrize("gate", GATES)
-@pytest.mark.parametrize("where", ["residual", "inner"])
+@pytest.mark.parametrize("where", ["residual", pytest.param("inner", marks=pytest.mark.slow)])
 def test_gates_move_within_twenty_steps(gate, where):
     torch.manual_seed(7)
     model, x = small().train(), image(n=16)
