@@ -8,90 +8,31 @@ operations. These layers are for inference: where a gradient is asked for, the o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Union
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from excite.deploy.activations import ACTIVATION_NONE, Activation
 from excite.gates import SE, Gate
 from excite.gates.functions import ACTIVATIONS, gate_function
 from excite.ops import native, rescale, squeeze
+from excite.ops.native import library
+from excite.ops.pointwise import in_panels, pointwise
 
-__all__ = ["ACTIVATION_NONE", "Activation", "FusedConv", "GateInPlace", "GatedConv", "activation_of"]
+__all__ = ["FusedConv", "GateInPlace", "GatedConv"]
 
-
-@dataclass(frozen=True)
-class Activation:
-    """An activation: its name, its numbers, and for GELU which form.
-
-    Args:
-        name: "none", "relu", "silu", "hard_swish", "hard_sigmoid", "sigmoid", "tanh", "clamp" (numbers: least, most),
-            "leaky_relu" (its slope) or "gelu".
-        numbers: see above.
-        form: "none" or "tanh" for GELU.
-    """
-
-    name: str
-    numbers: tuple[float, ...] = ()
-    form: str = ""
-
-    def __call__(self, x: Tensor, *, inplace: bool = False) -> Tensor:
-        """The activation of x; ``inplace`` allows writing over it."""
-        if self.name == "none":
-            return x
-        if self.name == "clamp":
-            return F.hardtanh(x, self.numbers[0], self.numbers[1], inplace=inplace)
-        if self.name == "leaky_relu":
-            return F.leaky_relu(x, self.numbers[0], inplace=inplace)
-        if self.name == "gelu":
-            return F.gelu(x, approximate=self.form)
-        if self.name in ("sigmoid", "tanh"):
-            function = torch.sigmoid if self.name == "sigmoid" else torch.tanh
-            return function(x, out=x) if inplace else function(x)
-        return _WITH_INPLACE[self.name](x, inplace=inplace)
-
-    @property
-    def onednn(self) -> tuple[str, list[float], str]:
-        """How oneDNN's operation is told."""
-        return _ONEDNN[self.name], list(self.numbers), self.form
-
-
-_WITH_INPLACE: dict[str, Any] = {
-    "relu": F.relu, "silu": F.silu, "hard_swish": F.hardswish, "hard_sigmoid": F.hardsigmoid,
-}  # fmt: skip
-_ONEDNN = {
-    "none": "none", "relu": "relu", "silu": "swish", "hard_swish": "hardswish", "hard_sigmoid": "hardsigmoid",
-    "sigmoid": "sigmoid", "tanh": "tanh", "clamp": "hardtanh", "leaky_relu": "leaky_relu", "gelu": "gelu",
-}  # fmt: skip
-
-ACTIVATION_NONE = Activation("none")
 
 # Bytes of a map that no longer stays in a cache between two passes: beyond it a batch is taken image by image. On two
 # cores with 32 MB of shared cache, 8 x 256 x 56 x 56: 2.3 ms instead of 7.4; 8 x 512 x 28 x 28: no difference.
 _LARGE = 2**24
 
 
-def activation_of(module: nn.Module) -> Activation | None:
-    """The activation that a layer of PyTorch's is; None if it is none that fuses."""
-    if type(module) in _PLAIN:
-        return Activation(_PLAIN[type(module)])
-    if type(module) is nn.ReLU6:
-        return Activation("clamp", (0.0, 6.0))
-    if type(module) is nn.Hardtanh:
-        return Activation("clamp", (module.min_val, module.max_val))
-    if type(module) is nn.LeakyReLU:
-        return Activation("leaky_relu", (module.negative_slope,))
-    if type(module) is nn.GELU:
-        return Activation("gelu", (), module.approximate)
-    return None
-
-
-_PLAIN: dict[type[nn.Module], str] = {
-    nn.ReLU: "relu", nn.SiLU: "silu", nn.Hardswish: "hard_swish", nn.Hardsigmoid: "hard_sigmoid",
-    nn.Sigmoid: "sigmoid", nn.Tanh: "tanh",
-}  # fmt: skip
+def _identity(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """Changes whenever a tensor does; writes to inference tensors are not seen."""
+    given = [t for t in tensors if t is not None]
+    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in given)
 
 
 Conv = Union[nn.Conv1d, nn.Conv2d, nn.Conv3d, "FusedConv"]
@@ -137,7 +78,10 @@ class FusedConv(nn.Module):
         self.groups = conv.groups
         self.act = ACTIVATION_NONE
         self.in_place = False
+        self.pointwise = self.weight.dim() == 4 and self.weight[0, 0].numel() == 1 and self.groups == 1
+        self.pointwise = self.pointwise and set(self.stride) == {1} and not any(self.padding)
         self._packed: tuple[Any, Tensor] | None = None
+        self._panels: tuple[Any, Tensor | None, Tensor] | None = None
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """The output, always fresh unless ``in_place``."""
@@ -145,7 +89,8 @@ class FusedConv(nn.Module):
 
     def _convolved(self, x: Tensor, other: Tensor | None, act: Activation) -> Tensor:
         if self._in_one_pass(x, other):
-            return self._by_onednn(x, other, act)
+            fused = self._by_pointwise(x, other, act)
+            return self._by_onednn(x, other, act) if fused is None else fused
         conv: Any = (F.conv1d, F.conv2d, F.conv3d)[self.weight.dim() - 3]
         y: Tensor = conv(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
         if _ordinary(x, other, self.weight):
@@ -164,6 +109,20 @@ class FusedConv(nn.Module):
             and not _ordinary(x, other, self.weight)
         )
 
+    def _by_pointwise(self, x: Tensor, other: Tensor | None, act: Activation, s: Tensor | None = None) -> Tensor | None:
+        """act(s (W x + b) + other) by the compiled 1x1 convolution; None where it is not to be had."""
+        told = act.pointwise
+        if not self.pointwise or told is None or x.dtype != torch.float32:
+            return None
+        key = _identity(self.weight, self.bias)
+        if self._panels is None or self._panels[0] != key:
+            bias = self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias.detach()
+            self._panels = (key, in_panels(self.weight.detach().flatten(1)), bias)
+        _, panels, bias = self._panels
+        if panels is None:
+            return None
+        return pointwise(x, panels, bias, scale=s, shortcut=other, act=told, in_place=self.in_place)
+
     def _by_onednn(self, x: Tensor, other: Tensor | None, act: Activation) -> Tensor:
         name, numbers, form = act.onednn
         where = (self._weight_for(x), self.bias, self.padding, self.stride, self.dilation, self.groups)
@@ -180,8 +139,7 @@ class FusedConv(nn.Module):
 
     def _weight_for(self, x: Tensor) -> Tensor:
         """The weight in the order that oneDNN wants it in for maps of this shape, kept until the shape changes."""
-        version = 0 if self.weight.is_inference() else self.weight._version  # which inference tensors do not count
-        key = (x.shape, self.weight.data_ptr(), version)
+        key = (x.shape, *_identity(self.weight))
         if self._packed is None or self._packed[0] != key:
             # Channels-last first: of a weight of one position alone no strides tell the layout of the maps.
             weight = self.weight.detach().contiguous(memory_format=torch.channels_last)
@@ -190,8 +148,8 @@ class FusedConv(nn.Module):
         return self._packed[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        # Packed weights are of this machine; tensors of their kind cannot be written.
-        return {**self.__dict__, "_packed": None}
+        # Weights in other orders are this machine's own; oneDNN's cannot be written.
+        return {**self.__dict__, "_packed": None, "_panels": None}
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
@@ -214,8 +172,9 @@ class GatedConv(FusedConv):
     def __init__(self, conv: Conv, gate: Gate) -> None:
         super().__init__(conv)
         self.gate = gate.requires_grad_(False)
-        pointwise = self.weight[0, 0].numel() == 1 and self.groups == 1 and set(self.stride) == {1}
-        self.ahead = pointwise and not any(self.padding) and gate.descriptors == ("mean",)
+        # Strides 1 and no padding: each position of the input has one of the output.
+        one = self.weight[0, 0].numel() == 1 and self.groups == 1 and set(self.stride) == {1}
+        self.ahead = one and not any(self.padding) and gate.descriptors == ("mean",)
         self.fc1: nn.Linear | None = None
         if self.ahead and isinstance(gate, SE):
             self.fc1 = self._collapsed(gate)
@@ -243,28 +202,37 @@ class GatedConv(FusedConv):
         return self._of_batch(x, other)
 
     def _of_batch(self, x: Tensor, other: Tensor | None) -> Tensor:
+        s = self._scale_ahead(x)
+        if s is not None and self._in_one_pass(x, other):
+            y = self._by_pointwise(x, other, self.act, s)
+            if y is not None:
+                return y
         u = self._convolved(x, None, ACTIVATION_NONE)
-        return _rescaled(u, self._scale(x, u), other, self.act, into_other=self.in_place)
+        if s is None:
+            s = self.gate.excite(squeeze(u, self.gate.descriptors))
+        return _rescaled(u, s, other, self.act, into_other=self.in_place)
 
     def _by_image(self, x: Tensor, other: Tensor | None) -> bool:
         """Whether to take a batch image by image, so that the map between convolution and rescaling stays in cache."""
         if other is None or not self.in_place or x.shape[0] == 1 or not self._in_one_pass(x, other):
             return False
+        if self.fc1 is not None and self.pointwise and library() is not None:
+            return False  # nothing lies between them
         return other.numel() * other.element_size() > _LARGE
 
-    def _scale(self, x: Tensor, u: Tensor) -> Tensor:
-        positions = x.shape[2:].numel()
+    def _scale_ahead(self, x: Tensor) -> Tensor | None:
+        """The channel scale from the convolution's input; None where reading its output is cheaper."""
         if self.fc1 is not None:
             hidden = self.fc1(squeeze(x))
             gate = self.gate
             assert isinstance(gate, SE)
             hidden = ACTIVATIONS[gate.activation](hidden)
             return gate_function(gate.fc2(hidden), gate.gate_function, gate.hard_sigmoid_slope, neutral=gate.neutral)
-        # Ahead, the weight is read once more, from memory; behind, the map is, which was just written.
-        n, c_in, c_out = x.shape[0], x.shape[1], u.shape[1]
-        if self.ahead and 4 * c_in * c_out < n * (c_out - c_in) * positions:
+        # The weight is read once more for it, from memory; the output was just written, and lies in a cache.
+        (c_out, c_in), positions = self.weight.shape[:2], x.shape[2:].numel()
+        if self.ahead and 4 * c_in * c_out < x.shape[0] * (c_out - c_in) * positions:
             return self.gate.excite(F.linear(squeeze(x), self.weight.flatten(1), self.bias))
-        return self.gate.excite(squeeze(u, self.gate.descriptors))
+        return None
 
 
 class GateInPlace(nn.Module):

@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from excite.deploy.layers import ACTIVATION_NONE, Activation, FusedConv, GatedConv, GateInPlace, activation_of
+from excite.deploy.activations import ACTIVATION_NONE, Activation, activation_of
+from excite.deploy.layers import FusedConv, GatedConv, GateInPlace
 from excite.gates import Gate
 from excite.graph.functional import layered
 

@@ -1,8 +1,9 @@
 """The map-sized passes as compiled code for the CPU, built on this machine when they are first used.
 
-``native.cpp`` is plain C functions on raw pointers. It is compiled by the C++ compiler found here, kept in the user's
-cache folder, and loaded with ctypes; it runs on PyTorch's own OpenMP threads, ``torch.get_num_threads()`` of them.
-Without a compiler everything works on the passes written in PyTorch: ``library`` gives None, having said so once.
+``native.cpp`` and ``pointwise.cpp`` are plain C functions on raw pointers. They are compiled by the C++ compiler found
+here, kept in the user's cache folder, and loaded with ctypes; they run on PyTorch's own OpenMP threads,
+``torch.get_num_threads()`` of them. Without a compiler everything works on the passes written in PyTorch: ``library``
+gives None, having said so once.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ log = logging.getLogger("excite.ops")
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 NATIVE_ACTS = {"none": 0, "relu": 1, "silu": 2, "hardswish": 3}
 
-_SOURCE = Path(__file__).with_suffix(".cpp")
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.cpp", "pointwise.cpp"))
 _COMPILERS = ("c++", "g++", "clang++")
 _COMPILE = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-Wno-psabi")
 _SECONDS = 120
@@ -45,6 +46,7 @@ _FUNCTIONS: dict[str, tuple[int, list[Any]]] = {
     "excite_mean": (2, []),
     "excite_moments": (3, []),
     "excite_moments_grad": (7, []),
+    "excite_pointwise": (6, [ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_float]),
     "excite_statistics": (10, [ctypes.c_double]),
     "excite_statistics_grad": (11, [ctypes.c_double]),
 }
@@ -90,10 +92,11 @@ def _built() -> Path:
     target = folder / f"passes-{_key(compiler)}.so"
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            compiled, linked = Path(scratch) / "passes.o", Path(scratch) / "passes.so"
+            compiled, linked = [Path(scratch) / f"{s.stem}.o" for s in _SOURCES], Path(scratch) / "passes.so"
             # Linked without OpenMP's runtime: its symbols are those of the one PyTorch has loaded, never a second pool.
-            _run(compiler, *_COMPILE, "-c", str(_SOURCE), "-o", str(compiled))
-            _run(compiler, "-shared", str(compiled), "-o", str(linked))
+            for source, into in zip(_SOURCES, compiled, strict=True):
+                _run(compiler, *_COMPILE, "-c", str(source), "-o", str(into))
+            _run(compiler, "-shared", *map(str, compiled), "-o", str(linked))
             os.replace(linked, target)
     return target
 
@@ -123,7 +126,13 @@ def _process_folder() -> tempfile.TemporaryDirectory[str]:
 
 def _key(compiler: str) -> str:
     """What the file depends on: the source, the compiler, the processor and PyTorch."""
-    parts = (_SOURCE.read_text(), _run(compiler, "--version"), " ".join(_COMPILE), _processor(), torch.__version__)
+    parts = (
+        *(source.read_text() for source in _SOURCES),
+        _run(compiler, "--version"),
+        " ".join(_COMPILE),
+        _processor(),
+        torch.__version__,
+    )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
 
