@@ -86,6 +86,13 @@ VERBS: dict[str, Verb] = {
         show="excite.sites:show_sites",
         positional=("model",),
     ),
+    "bench": Verb(
+        help="time networks with and without their gates on this machine: eager, fused, compiled",
+        config="excite.deploy.bench:BenchConfig",
+        run="excite.deploy.bench:bench",
+        show="excite.deploy.bench:show_bench",
+        positional=("models",),
+    ),
     "models": Verb(
         help="list the networks", config="excite.cli:ListConfig", run="excite.cli:list_models", positional=("pattern",)
     ),
