@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 from excite.errors import UserError
 from excite.gates.base import Gate
 from excite.ops import choose_tail_impl, tail
+from excite.ops.tail import worth_fusing
 
 __all__ = ["PLACEMENTS", "run_tail"]
 
@@ -46,7 +48,8 @@ def run_tail(
     descriptors = gate.descriptors if isinstance(gate, Gate) else ()
     fits = type(norm) in _BATCH_NORMS and (gate is None or isinstance(gate, Gate))
     by_modules = impl == "auto" and (not fits or _has_hooks(norm) or _has_hooks(gate))
-    impl = "reference" if by_modules else choose_tail_impl(impl, descriptors, x.device)
+    worth = not by_modules and worth_fusing(x, shortcut, training=norm.training, gated=gate is not None)
+    impl = "reference" if by_modules else choose_tail_impl(impl, descriptors, x.device, worth=worth)
     if impl == "reference":
         return _by_modules(norm, gate, x, shortcut, act)
     if not fits:
@@ -77,7 +80,12 @@ def run_tail(
 def _has_hooks(module: nn.Module | None) -> bool:
     """Whether somebody waits for this module to be called: a gate attached to it, say."""
     return module is not None and bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or _has_any_global_hook()  # type: ignore[no-untyped-call]
     )
 
 

@@ -13,6 +13,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include <sys/mman.h>
+
 namespace {
 
 using Index = int64_t;
@@ -203,25 +205,31 @@ constexpr Index kRows = 64, kRun = 1024;
 // Rows of `moments` held in registers.
 constexpr int kTile = 4;
 
+// From how many bytes on a result is worth asking for larger pages.
+constexpr Index kLarge = 1 << 21;
+
 // Maps rarely lie in a cache when a pass begins; the processor alone does not fetch several streams far enough ahead.
 template <class T>
 inline void fetch(const T* p) {
     __builtin_prefetch(reinterpret_cast<const char*>(p) + 4096);
 }
 
+// A part is copied to each thread: its pointers then stay in registers, where those of a shared one would be read again
+// after every store. Compiled once: two copies of the code might round differently, and threads would be told apart.
+template <bool backwards, class Part>
+[[gnu::noinline]] void walk(const Part part, Index first, Index last) {
+    for (Index i = first; i < last; ++i) part(backwards ? last - 1 - (i - first) : i);
+}
+
 // `part(i)` over 0 <= i < parts, each thread taking neighbours. The second pass over a map goes backwards: what the
-// first read last is still in the cache. A part is copied to each thread: its pointers then stay in registers, where
-// those of a shared one would be read again after every store.
+// first read last is still in the cache.
 template <bool backwards, class Part>
 void share(const Map& map, Index parts, const Part& part) {
     const Index threads = map.n * map.c * map.p < kAlone ? 1 : std::max(1, map.threads);
-    const auto run = [parts, threads](const Part own, Index thread) {
-        const Index first = parts * thread / threads, last = parts * (thread + 1) / threads;
-        for (Index i = first; i < last; ++i) own(backwards ? last - 1 - (i - first) : i);
-    };
-    if (threads == 1) return run(part, 0);
+    if (threads == 1) return walk<backwards>(part, 0, parts);
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (Index thread = 0; thread < threads; ++thread) run(part, thread);
+    for (Index thread = 0; thread < threads; ++thread)
+        walk<backwards>(part, parts * thread / threads, parts * (thread + 1) / threads);
 }
 
 // Sums of a row-wise map: `part(n, c, width)`. Whole rows are fastest to walk; channels are cut where threads would
@@ -256,6 +264,15 @@ void share_columns(const Map& map, const Part part) {
     share<false>(map, (map.c + kColumns - 1) / kColumns, [=, channels = map.c](Index i) {
         part(i * kColumns, std::min(kColumns, channels - i * kColumns));
     });
+}
+
+// Fresh memory for a large result costs one fault a page, more than the pass itself: larger pages are asked for.
+// Memory that is there already stays as it is.
+inline void expect(void* p, Index bytes) {
+    constexpr uintptr_t page = 4096;
+    const uintptr_t first = (reinterpret_cast<uintptr_t>(p) + page - 1) / page * page;
+    const uintptr_t last = (reinterpret_cast<uintptr_t>(p) + bytes) / page * page;
+    if (bytes >= kLarge) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 }
 
 // ---- affine_act, and inference's rescaling: out = act(scale * (x - centre) + offset + shortcut); out may be x.
@@ -380,11 +397,19 @@ void moments(const Map map, bool rows, const T* x, Sum<T>* mean, Sum<T>* varianc
     const A factor = A(1) / A(map.p);
     if (rows) {
         share_channels(map, [=](Index n, Index first, Index width) {
-            A m[kBlock] = {}, q[kBlock] = {};
-            const T* from = x + n * map.p * map.c + first;
-            Index p = 0;
-            for (; p + kTile <= map.p; p += kTile) moments_tile<kTile>(from + p * map.c, map.c, width, m, q, p);
-            for (; p < map.p; ++p) moments_tile<1>(from + p * map.c, map.c, width, m, q, p);
+            A m[kBlock] = {}, q[kBlock] = {}, run_m[kBlock] = {}, run_q[kBlock] = {};
+            for (Index start = 0; start < map.p; start += kRows) {
+                const T* from = x + (n * map.p + start) * map.c + first;
+                const Index rows_here = std::min(kRows, map.p - start);
+                Index p = 0;
+                for (; p + kTile <= rows_here; p += kTile)
+                    moments_tile<kTile>(from + p * map.c, map.c, width, run_m, run_q, p);
+                for (; p < rows_here; ++p) moments_tile<1>(from + p * map.c, map.c, width, run_m, run_q, p);
+                for (Index c = 0; c < width; ++c) {
+                    merge<A, A>(m[c], q[c], run_m[c], run_q[c], A(start), A(rows_here));
+                    run_m[c] = run_q[c] = 0;
+                }
+            }
             for (Index c = 0; c < width; ++c) {
                 mean[n * map.c + first + c] = m[c];
                 variance[n * map.c + first + c] = q[c] * factor;
@@ -633,6 +658,7 @@ void excite_affine_act(int dtype, int rows, int threads, Index n, Index c, Index
     with_type(dtype, [&](auto element) {
         using T = decltype(element);
         using A = Sum<T>;
+        if (out != x) expect(out, n * c * p * Index(sizeof(T)));
         const auto run = act == relu ? affine_act<T, relu> : act == silu ? affine_act<T, silu>
                          : act == hardswish ? affine_act<T, hardswish> : affine_act<T, none>;
         run(Map{n, c, p, threads}, rows, static_cast<const T*>(x), static_cast<const T*>(shortcut),
@@ -667,6 +693,7 @@ void excite_affine_act_grad(int dtype, int rows, int threads, Index n, Index c, 
         const Gradients<T> a{static_cast<const T*>(dy), static_cast<const T*>(y), static_cast<const T*>(x),
                              static_cast<const T*>(shortcut), static_cast<const A*>(centre),
                              static_cast<const A*>(scale), static_cast<const A*>(offset), static_cast<T*>(g)};
+        if (act != none) expect(g, n * c * p * Index(sizeof(T)));
         const auto run = act == relu ? affine_act_grad<T, relu> : act == silu ? affine_act_grad<T, silu>
                                                                               : affine_act_grad<T, none>;
         run(Map{n, c, p, threads}, rows, a, static_cast<A*>(total), static_cast<A*>(centred));
@@ -678,6 +705,7 @@ void excite_moments_grad(int dtype, int rows, int threads, Index n, Index c, Ind
     with_type(dtype, [&](auto element) {
         using T = decltype(element);
         using A = Sum<T>;
+        expect(dx, n * c * p * Index(sizeof(T)));
         moments_grad<T>(Map{n, c, p, threads}, rows, static_cast<const T*>(g), static_cast<const T*>(x),
                         static_cast<const A*>(centre), static_cast<const A*>(scale), static_cast<const A*>(constant),
                         static_cast<const A*>(slope), static_cast<T*>(dx));

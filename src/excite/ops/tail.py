@@ -32,11 +32,12 @@ from torch.nn import functional as F
 
 from excite.errors import UserError, unknown
 from excite.ops import tail_passes
+from excite.ops.native import library, rows_if_usable
 from excite.ops.rescale import rescale
 from excite.ops.squeeze import squeeze
-from excite.ops.tail_functions import AffineAct, Norm, PlainTail
+from excite.ops.tail_functions import AffineAct, Norm, PlainTail, is_transformed
 
-__all__ = ["ACTS", "FUSED_DESCRIPTORS", "TAIL_IMPLS", "choose_tail_impl", "tail"]
+__all__ = ["ACTS", "FUSED_DESCRIPTORS", "TAIL_IMPLS", "choose_tail_impl", "tail", "worth_fusing"]
 
 ACTS = ("relu", "silu", "none")
 TAIL_IMPLS = ("auto", "reference", "fused", "triton")
@@ -46,11 +47,39 @@ FUSED_DESCRIPTORS = frozenset({"mean", "std", "l2"})
 Excite = Callable[[Tensor], Tensor]
 
 
-def choose_tail_impl(impl: str, descriptors: Sequence[str] = ("mean",), device: torch.device | None = None) -> str:
+# From how many values on a fused tail beats the reference on a CPU, with a gate and without: below, calls cost more
+# than memory (measured, benchmarks/tail_training.py).
+_WORTH = {True: 1 << 17, False: 1 << 19}
+
+
+def worth_fusing(x: Tensor, shortcut: Tensor | None, *, training: bool, gated: bool) -> bool:
+    """Whether "auto" fuses this tail on a CPU: training, on maps large enough, by compiled passes.
+
+    Anything that traces or transforms (torch.compile, torch.func, forward-mode derivatives, dispatch modes) gets the
+    reference, which it can look into.
+    """
+    if torch.compiler.is_compiling() or not (training and torch.is_grad_enabled()):
+        return False
+    maps = [x] if shortcut is None else [x, shortcut]
+    if x.device.type != "cpu" or x.numel() < _WORTH[gated] or any(type(t) is not Tensor for t in maps):
+        return False
+    if any(t.dtype != x.dtype for t in maps) or is_transformed():
+        return False
+    return rows_if_usable(x) is not None and library() is not None
+
+
+def choose_tail_impl(
+    impl: str,
+    descriptors: Sequence[str] = ("mean",),
+    device: torch.device | None = None,
+    *,
+    worth: bool = False,
+) -> str:
     """The implementation ``impl`` stands for on a device: "reference", "fused" or "triton".
 
-    "auto" is "triton" on a GPU that has it, for the descriptors it has; else the reference. Without a device only what
-    holds on every one is checked, and "auto" is the reference.
+    For the descriptors that they have, "auto" is "triton" on a GPU that has it, and "fused" where that is ``worth`` it,
+    see ``worth_fusing``; else the reference. Without a device only what holds on every one is checked, and "auto" is
+    the reference.
 
     Raises:
         ValueError: an unknown ``impl``, one with a descriptor that needs a pass of its own ("max"), or "triton" where
@@ -61,7 +90,9 @@ def choose_tail_impl(impl: str, descriptors: Sequence[str] = ("mean",), device: 
     other = set(descriptors) - FUSED_DESCRIPTORS
     if impl == "auto":
         on_gpu = device is not None and device.type == "cuda"
-        return "triton" if on_gpu and not other and not _why_no_triton("cuda") else "reference"
+        if on_gpu and not other and not _why_no_triton("cuda"):
+            return "triton"
+        return "fused" if worth and not other else "reference"
     if impl != "reference" and other:
         raise UserError(f"impl={impl!r} has descriptors {sorted(FUSED_DESCRIPTORS)}; {sorted(other)} needs impl='auto'")
     if impl == "triton" and (reason := _why_no_triton(device.type if device is not None else "cuda")):
@@ -136,7 +167,8 @@ def tail(
         ValueError: shapes, act or impl that do not fit; one value a channel in training, as ``BatchNorm2d`` does.
     """
     _check(x, shortcut, act, descriptors)
-    impl = choose_tail_impl(impl, descriptors if excite is not None else (), x.device)
+    worth = worth_fusing(x, shortcut, training=training, gated=excite is not None)
+    impl = choose_tail_impl(impl, descriptors if excite is not None else (), x.device, worth=worth)
     by_batch = training or running_mean is None or running_var is None
     if by_batch and x.numel() == x.shape[1]:
         raise UserError(f"training needs more than 1 value per channel; got shape {tuple(x.shape)}")

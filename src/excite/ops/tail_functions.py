@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from excite.errors import UserError
 from excite.ops import tail_norm, tail_passes
 
-__all__ = ["AffineAct", "Norm", "PlainTail"]
+__all__ = ["AffineAct", "Norm", "PlainTail", "is_transformed"]
 
 
 def _passes(impl: str, x: Tensor) -> tuple[Any, Any]:
@@ -32,6 +33,16 @@ def _passes(impl: str, x: Tensor) -> tuple[Any, Any]:
 def _unwatched(x: Tensor) -> bool:
     """Whether nobody traces what is called: ops may then be called as the functions that they are."""
     return type(x) is Tensor and not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None
+
+
+def is_transformed() -> bool:
+    """Whether PyTorch works on calls rather than making them: a dispatch mode, torch.func, dual numbers, a trace."""
+    return (
+        _get_current_dispatch_mode() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+    )
 
 
 def _refuse_second_derivative() -> None:
