@@ -25,15 +25,22 @@ MAPS = [(256, 256, 56, 56), (256, 2048, 7, 7), (2, 64, 56, 56), (64, 24, 28, 28)
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64"}
 
 
-@pytest.mark.parametrize("where", ["interpreter", "gpu"])
-def test_cases(where):
+def run_cases(interpreted, *options):
     """In a process of their own: when it is imported, Triton decides whether it interprets."""
-    if where == "gpu" and not torch.cuda.is_available():
-        pytest.skip("no GPU")
-    environment = {**os.environ, "TRITON_INTERPRET": "1" if where == "interpreter" else "0"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "triton_cases.py"]
+    environment = {**os.environ, "TRITON_INTERPRET": str(int(interpreted))}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "triton_cases.py", *options]
     done = subprocess.run(command, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_cases_in_the_interpreter(which):
+    run_cases(True, "-m", which)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_cases_on_a_gpu():
+    run_cases(False)
 
 
 def test_tensors_that_are_not_on_a_gpu_are_refused():

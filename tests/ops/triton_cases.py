@@ -22,7 +22,6 @@ SHAPES = [(3, 5, 7, 6), (4, 1, 3, 3), (2, 7, 1, 1), (1, 13, 5, 3), (2, 67, 3, 3)
 SEVERAL = [(2, 3, 37, 31), (1, 40, 17, 8), (3, 72, 5, 7)]
 # So small that a few positions make several tiles.
 SMALL = Tile(64, 1)
-DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 HALF = [torch.float16, torch.bfloat16]
 
 
@@ -91,7 +90,7 @@ def test_equals_reference(shape, act, training, poisoned):
             assert in_it(t, layout)
 
 
-@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("act", ["relu", "silu", "none"])
 def test_dtypes_and_layouts(dtype, layout, act, poisoned):
@@ -142,6 +141,7 @@ def test_more_parts_than_are_combined_at_a_time(layout):
     assert_same(tail_triton.launch_moments(x, SMALL), tail_passes.moments(x), torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("shape", [(2, 3, 7, 5), (1, 20, 3, 5), (1, 1, 1, 1), (1, 2, 1, 67)], ids=str)
 @pytest.mark.parametrize("act", ["relu", "silu", "none"])
@@ -190,6 +190,7 @@ def test_a_shortcut_of_another_dtype_promotes(dtype):
     assert torch.equal(dshortcut, (y > 0).float())
 
 
+@pytest.mark.slow
 def test_gradcheck():
     x, shortcut, norm, middle = made((2, 3, 3, 2))
 
@@ -279,6 +280,7 @@ def test_saves_nothing_map_sized_but_x_and_y():
     assert maps == {x.untyped_storage().data_ptr(), y.untyped_storage().data_ptr()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", ["relu", "silu", "none"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_compiles_whole(act, training):
@@ -296,6 +298,7 @@ def test_compiles_whole(act, training):
     torch.testing.assert_close(norm.running_mean, expected[-3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_passes_are_sound_ops(dtype, layout):
