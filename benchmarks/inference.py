@@ -3,7 +3,7 @@
     python benchmarks/inference.py [--compile] [--rows FILE]
 
 Every ratio is of times measured by turns in one run; outputs are compared first. Rows go into
-benchmarks/results/<processor>.jsonl, one JSON object each. `excite bench` gives the same for your own networks.
+benchmarks/results/cpu.jsonl, one JSON object each. `excite bench` gives the same for your own networks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import re
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -108,8 +107,7 @@ def main() -> None:
 
         inductor.freezing = True
     machine = describe_machine("cpu")
-    name = re.sub(r"[^a-z0-9]+", "-", machine["device_name"].lower()).strip("-")
-    path = Path(options.rows) if options.rows else RESULTS / f"{name}.jsonl"
+    path = Path(options.rows) if options.rows else RESULTS / "cpu.jsonl"
     when = datetime.now(UTC).isoformat(timespec="seconds")
     print(f"{machine['device_name']}, {options.threads} threads, torch {machine['torch']}, timm {timm.__version__}")
     rows = []

@@ -1,0 +1,100 @@
+"""Write the tables of docs/performance.md from the newest rows in benchmarks/results.
+
+    python scripts/performance_page.py [--check]
+
+Prints nothing where the page is as it should be. ``--check`` changes nothing and fails where it is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "performance.md"
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def newest(benchmark: str) -> list[dict[str, Any]]:
+    """The rows of the last run of a benchmark, in its order."""
+    rows = [json.loads(line) for path in sorted(RESULTS.glob("*.jsonl")) for line in path.read_text().splitlines()]
+    rows = [row for row in rows if row.get("benchmark") == benchmark]
+    last = max((row["when"] for row in rows), default="")
+    return [row for row in rows if row["when"] == last]
+
+
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, figures flush right."""
+    rule = ["---", *["---:"] * (len(heads) - 1)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in [heads, rule, *rows])
+
+
+def where(rows: list[dict[str, Any]]) -> str:
+    """The machine, the versions and the day of a run."""
+    machine, row = rows[0]["machine"], rows[0]
+    parts = [f"{machine['device_name']}, {row.get('threads', machine['threads'])} threads"]
+    parts.append(f"torch {machine['torch'].partition('+')[0]}")
+    if "timm" in row:
+        parts.append(f"timm {row['timm']}")
+    return f"{', '.join(parts)}, {row['when'][:10]}; median ratio (20th to 80th percentile)"
+
+
+def ratios(rows: list[dict[str, Any]], by: str) -> str:
+    """One line a ratio, a column a batch size or whatever ``by`` is."""
+    columns = sorted({row[by] for row in rows})
+    lines: dict[tuple[str, str], dict[Any, dict[str, Any]]] = {}
+    for row in rows:
+        lines.setdefault((row["network"], row["what"]), {})[row[by]] = row
+    body = []
+    for (network, what), found in lines.items():
+        cells = []
+        for column in columns:
+            row = found.get(column)
+            if row is None:
+                cells += ["", ""]
+                continue
+            r = row["ratio"]
+            cells.append(f"{r['p50']:.2f} ({r['p20']:.2f}-{r['p80']:.2f})")
+            cells.append(
+                "" if row["goal"] is None else f"{row['goal']:.2f}{'' if r['p50'] <= row['goal'] else ' missed'}"
+            )
+        body.append([f"`{network}`: {what}", *cells])
+    heads = [head for c in columns for head in (f"batch {c}", "goal")]
+    return table(["", *heads], body) + f"\n{where(rows)}.\n"
+
+
+TABLES: dict[str, Callable[[], str]] = {"inference": lambda: ratios(newest("inference"), "batch_size")}
+
+
+def written(page: str) -> str:
+    """The page with every table as the rows have it."""
+    return re.sub(
+        r"(<!-- (\w+) -->\n)(.*?)(<!-- end -->)",
+        lambda match: f"{match[1]}{TABLES[match[2]]()}{match[4]}",
+        page,
+        flags=re.DOTALL,
+    )
+
+
+def main() -> int:
+    """Put the tables between their marks on the page, or check that they stand there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where the page would change")
+    check = parser.parse_args().check
+    page = PAGE.read_text(encoding="utf-8")
+    wanted = written(page)
+    if check and page != wanted:
+        print(f"{PAGE} is not what scripts/performance_page.py writes", file=sys.stderr)
+        return 1
+    if page != wanted:
+        PAGE.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
