@@ -23,10 +23,13 @@ def test_the_table_is_the_experiments():
 
 def test_the_python_runs():
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
+    run = []
     for code in blocks:
-        names = {}
-        exec(compile(code, "README.md", "exec"), names)
-    cost = names["cost"]
+        run.append({})
+        exec(compile(code, "README.md", "exec"), run[-1])
+    cost = run[1]["cost"]
     assert round(100 * cost.gates.macs / cost.total.macs, 1) == 0.1
     assert round(100 * cost.gates.bytes_moved / cost.total.bytes_moved) == 12
+    fused = run[2]["fast"].report
+    assert [gate.how for gate in fused.gates] == ["tail"] * 8 and not fused.norms_left
