@@ -5,6 +5,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,8 @@ def test_import_excite_itself_loads_nothing():
 
 def test_every_public_name_is_documented():
     for path in FILES:
+        if path.stem in ("tail_kernels", "tail_triton") and find_spec("triton") is None:
+            continue  # PyTorch for CPUs comes without
         module_name = "excite." + ".".join(path.relative_to(ROOT).with_suffix("").parts)
         module = importlib.import_module(module_name.removesuffix(".__init__"))
         assert module.__doc__, module_name

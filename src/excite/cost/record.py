@@ -44,7 +44,7 @@ _FAMILIES: dict[str, str] = {
         fill zeros ones full zeros_like ones_like full_like new_zeros upsample_nearest2d upsample_bilinear2d
         pixel_shuffle native_dropout channel_shuffle""",
     # Ours: each reads the maps it is given and writes the one it gives (see ``excite.ops.tail_passes``).
-    "tail": "excite.tail_moments excite.tail_affine_act",
+    "tail": "excite.tail_moments excite.tail_affine_act excite.tail_statistics",
 }
 _FAMILY_OF: dict[str, str] = {op: family for family, ops in _FAMILIES.items() for op in ops.split()}
 
