@@ -132,4 +132,4 @@ class CifarResNet(StagedClassifier):
 
     def stem(self, x: Tensor) -> Tensor:
         """Images [N, in_channels, H, W] -> [N, 16, H, W]."""
-        return F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn1(self.conv1(x)), inplace=True)

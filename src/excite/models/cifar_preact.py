@@ -98,10 +98,10 @@ class PreactBlock(GatedBlock):
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] -> [N, out_channels, ceil(H / stride), ceil(W / stride)]."""
         if self.activated_shortcut:
-            x = F.relu(self.bn1(x))
+            x = F.relu(self.bn1(x), inplace=True)
             y = self.gate_at("pre", x)
         else:
-            y = F.relu(self.bn1(self.gate_at("pre", x)))
+            y = F.relu(self.bn1(self.gate_at("pre", x)), inplace=True)
         shortcut = self.gate_at("identity", x if self.downsample is None else self.downsample(x))
         y = self.gate_at("standard", self.branch(y))
         return self.gate_at("post", y + shortcut)
@@ -146,7 +146,7 @@ class PreactBasicBlock(PreactBlock):
 
     def branch(self, x: Tensor) -> Tensor:
         """The branch from its first convolution on."""
-        y = self.gate_at("inner", F.relu(self.bn2(self.conv1(x))))
+        y = self.gate_at("inner", F.relu(self.bn2(self.conv1(x)), inplace=True))
         y = self.conv2(F.dropout(y, self.dropout, self.training))
         return y
 
@@ -192,8 +192,8 @@ class PreactBottleneck(PreactBlock):
 
     def branch(self, x: Tensor) -> Tensor:
         """The branch from its first convolution on."""
-        y = F.relu(self.bn2(self.conv1(x)))
-        y = self.gate_at("inner", F.relu(self.bn3(self.conv2(y))))
+        y = F.relu(self.bn2(self.conv1(x)), inplace=True)
+        y = self.gate_at("inner", F.relu(self.bn3(self.conv2(y)), inplace=True))
         y = self.conv3(y)
         return y
 
@@ -258,7 +258,7 @@ class PreactClassifier(StagedClassifier):
 
     def finish(self, x: Tensor) -> Tensor:
         """The last stage's output, normed and activated."""
-        return F.relu(self.bn(x))
+        return F.relu(self.bn(x), inplace=True)
 
 
 class PreactResNet(PreactClassifier):

@@ -96,7 +96,7 @@ class BasicBlock(GatedBlock):
         """[N, in_channels, H, W] -> [N, width, ceil(H / stride), ceil(W / stride)]."""
         shortcut = self.gate_at("identity", x if self.downsample is None else self.downsample(x))
         y = self.gate_at("pre", x)
-        y = F.relu(self.bn1(self.conv1(y)))
+        y = F.relu(self.bn1(self.conv1(y)), inplace=True)
         y = self.gate_at("inner", y)
         y = run_tail(self.bn2, self.tail_gate, self.conv2(y), shortcut, act="relu", impl=self.impl)
         return self.gate_at("post", y)
@@ -155,8 +155,8 @@ class Bottleneck(GatedBlock):
         """[N, in_channels, H, W] -> [N, 4 * width, ceil(H / stride), ceil(W / stride)]."""
         shortcut = self.gate_at("identity", x if self.downsample is None else self.downsample(x))
         y = self.gate_at("pre", x)
-        y = F.relu(self.bn1(self.conv1(y)))
-        y = F.relu(self.bn2(self.conv2(y)))
+        y = F.relu(self.bn1(self.conv1(y)), inplace=True)
+        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
         y = self.gate_at("inner", y)
         y = run_tail(self.bn3, self.tail_gate, self.conv3(y), shortcut, act="relu", impl=self.impl)
         return self.gate_at("post", y)
@@ -225,7 +225,7 @@ class ResNet(StagedClassifier):
 
     def stem(self, x: Tensor) -> Tensor:
         """Images [N, in_channels, H, W] -> [N, 64, ceil(H / 4), ceil(W / 4)]."""
-        y: Tensor = self.maxpool(F.relu(self.bn1(self.conv1(x))))
+        y: Tensor = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
         return y
 
 

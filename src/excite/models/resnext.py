@@ -148,5 +148,5 @@ class ResNeXt(StagedClassifier):
 
     def stem(self, x: Tensor) -> Tensor:
         """Images [N, in_channels, H, W] -> [N, 64, ceil(H / 4), ceil(W / 4)]."""
-        y: Tensor = self.maxpool(F.relu(self.bn1(self.conv1(x))))
+        y: Tensor = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
         return y

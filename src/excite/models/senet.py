@@ -154,9 +154,9 @@ class SENet(StagedClassifier):
 
     def stem(self, x: Tensor) -> Tensor:
         """Images [N, in_channels, H, W] -> [N, 128, ceil(H / 4), ceil(W / 4)]."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = F.relu(self.bn2(self.conv2(x)))
-        x = F.relu(self.bn3(self.conv3(x)))
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
+        x = F.relu(self.bn3(self.conv3(x)), inplace=True)
         y: Tensor = self.maxpool(x)
         return y
 

@@ -139,7 +139,7 @@ class BasicBranch(ShakeBranch):
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] -> [N, width, ceil(H / stride), ceil(W / stride)]."""
         y = self.gate_at("pre", x)
-        y = self.gate_at("inner", F.relu(self.bn1(self.conv1(y))))
+        y = self.gate_at("inner", F.relu(self.bn1(self.conv1(y)), inplace=True))
         return run_tail(self.bn2, self.tail_gate, self.conv2(y), act="none", impl=self.impl)
 
 
@@ -177,8 +177,8 @@ class ResNeXtBranch(ShakeBranch):
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] -> [N, 4 * width, ceil(H / stride), ceil(W / stride)]."""
         y = self.gate_at("pre", x)
-        y = F.relu(self.bn1(self.conv1(y)))
-        y = self.gate_at("inner", F.relu(self.bn2(self.conv2(y))))
+        y = F.relu(self.bn1(self.conv1(y)), inplace=True)
+        y = self.gate_at("inner", F.relu(self.bn2(self.conv2(y)), inplace=True))
         return run_tail(self.bn3, self.tail_gate, self.conv3(y), act="none", impl=self.impl)
 
 

@@ -223,4 +223,4 @@ class ShakeEvenResNeXt(StagedClassifier):
 
     def stem(self, x: Tensor) -> Tensor:
         """Images [N, in_channels, H, W] -> [N, 64, H, W]."""
-        return F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn1(self.conv1(x)), inplace=True)

@@ -111,7 +111,7 @@ class ShuffleUnit(GatedBlock):
         """[N, in_channels, H, W] -> [N, out_channels, ceil(H / stride), ceil(W / stride)]."""
         shortcut = self.gate_at("identity", x if self.pool is None else self.pool(x))
         y = self.gate_at("pre", x)
-        y = F.channel_shuffle(F.relu(self.bn1(self.conv1(y))), self.groups)
+        y = F.channel_shuffle(F.relu(self.bn1(self.conv1(y)), inplace=True), self.groups)
         y = self.gate_at("inner", self.bn2(self.conv2(y)))
         added = shortcut if self.has_shortcut else None
         y = run_tail(self.bn3, self.tail_gate, self.conv3(y), added, act="relu", impl=self.impl)
@@ -179,7 +179,7 @@ class ShuffleNetV1(StagedClassifier):
 
     def stem(self, x: Tensor) -> Tensor:
         """Images [N, in_channels, H, W] -> [N, 24, ceil(H / 4), ceil(W / 4)]."""
-        y: Tensor = self.maxpool(F.relu(self.bn1(self.conv1(x))))
+        y: Tensor = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
         return y
 
     def forward_pyramid(self, x: Tensor) -> dict[int, Tensor]:
