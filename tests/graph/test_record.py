@@ -1,5 +1,7 @@
 """A recording holds every operation: values through in-place writes and views, calls of modules, what is a weight."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -237,6 +239,28 @@ def test_a_compiled_network_is_looked_into():
     model.compile(backend="eager")
     assert ops(record(model, (X,))) == ["convolution"]
     assert model._compiled_call_impl is not None
+
+
+@pytest.mark.parametrize("looks_at_values", [False, True])
+def test_what_a_network_keeps_of_an_earlier_pass_is_no_obstacle(looks_at_values):
+    def forward(self, x):
+        self.kept = {"map": [self.conv(x)]}
+        return x if looks_at_values and x.sum() > 1 else x + self.conv(x)
+
+    network = Runs(forward, conv=nn.utils.weight_norm(nn.Conv2d(3, 3, 1)))
+    network(X)
+    kept, weight = network.kept["map"][0], network.conv.weight
+    recording = record(network, (X,))
+    assert recording.has_data == looks_at_values
+    assert [node.op for node in recording.nodes].count("convolution") == 2
+    assert network.kept["map"][0] is kept and network.conv.weight is weight
+
+
+def test_a_network_that_cannot_be_copied_is_an_error_that_says_so():
+    network = Runs(lambda self, x: x, conv=nn.Conv2d(3, 3, 1))
+    network.lock = threading.Lock()
+    with pytest.raises(ValueError, match="Runs is run on a copy, and cannot be copied: .*lock"):
+        record(network, (X,))
 
 
 def test_inputs():

@@ -28,6 +28,10 @@ from excite.errors import UserError
 __all__ = ["Call", "Node", "Recording", "Value", "as_inputs", "record", "unwrapped"]
 
 
+class _CannotCopy(UserError):
+    """A network that ``copy.deepcopy`` refuses: no example makes it run."""
+
+
 @dataclass
 class Value:
     """What a tensor held between two operations.
@@ -128,7 +132,7 @@ def record(model: nn.Module, inputs: Sequence[Any]) -> Recording:
         inputs: its positional inputs.
 
     Raises:
-        ValueError: the network does not take the inputs, or is compiled to TorchScript.
+        ValueError: the network does not take the inputs, cannot be copied, or is compiled to TorchScript.
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise UserError(
@@ -137,6 +141,8 @@ def record(model: nn.Module, inputs: Sequence[Any]) -> Recording:
     inputs = tuple(inputs)
     try:
         return _run(_twin(model, meta=True), tree_map(_to_meta, inputs), has_data=False)
+    except _CannotCopy:
+        raise
     except Exception as on_meta:  # whatever a forward that looks at values raises
         tensors = [t for t in tree_leaves(inputs) if isinstance(t, Tensor)]
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
@@ -181,7 +187,14 @@ def _twin(model: nn.Module, *, meta: bool) -> nn.Module:
         memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False) if meta else parameter
     for buffer in model.buffers():
         memo[id(buffer)] = buffer.to("meta") if meta else buffer.clone()
-    twin = copy.deepcopy(model, memo).eval()
+    for tensor in (leaf for module in model.modules() for leaf in tree_leaves(vars(module))):
+        # Kept from an earlier pass with its history, as old weight norm and pruning do: deepcopy refuses these.
+        if isinstance(tensor, Tensor) and tensor.grad_fn is not None and id(tensor) not in memo:
+            memo[id(tensor)] = tensor.detach().to("meta") if meta else tensor.detach().clone()
+    try:
+        twin = copy.deepcopy(model, memo).eval()
+    except Exception as error:  # whatever an attribute that cannot be copied raises
+        raise _CannotCopy(f"{type(model).__name__} is run on a copy, and cannot be copied: {error}") from error
     for module in twin.modules():
         module._compiled_call_impl = None
     return twin
