@@ -26,7 +26,7 @@ def refuses(model, match, gate="se", example=None, **options):
     "where, match",
     [
         ("residul", "unknown place 'residul': did you mean 'residual'"),
-        ("conv2", "unknown place 'conv2'"),
+        ("conv2", "unknown place 'conv2'.* Places are residual, pre, .*, block:PATTERN and the names of modules"),
         ("layers.0.norm3", "unknown place 'layers.0.norm3': did you mean 'layers.0.norm2' or 'layers.0.norm1'"),
         ("", "unknown place ''"),
         (["layers.0.norm3"], "unknown module 'layers.0.norm3': did you mean 'layers.0.norm2'"),

@@ -9,7 +9,7 @@ from torch import nn
 from excite.gates import parse_gate
 from excite.models import VGG
 from excite.models.resnet import BasicBlock, Bottleneck, ResNet
-from excite.surgery import attach_, find_sites
+from excite.surgery import attach_, find_sites, survey
 from tolerances import PARITY
 
 CLOSE = PARITY[torch.float64]
@@ -187,3 +187,20 @@ def test_metaformers_have_two_joins_a_block():
     sites = find_sites(model, torch.empty(2, 3, 64, 64, device="meta"))
     ends = [f"stages.{i}.blocks.0.{end}" for i in (0, 1) for end in ("token_mixer", "mlp.fc2")]
     assert [(site.module, site.side) for site in sites] == [(end, "out") for end in ends]
+
+
+class _Written(nn.Module):
+    """A residual block whose gate is written out in its forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 3)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return x + y * torch.sigmoid(self.fc(y.mean((2, 3))))[:, :, None, None]
+
+
+def test_a_gate_that_is_no_module_is_there_and_cannot_be_swapped():
+    (refusal,) = survey(nn.Sequential(_Written()), torch.zeros(1, 3, 8, 8)).refused
+    assert refusal.reason == "a gate that is computed between modules stands there already"

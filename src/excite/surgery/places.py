@@ -54,7 +54,9 @@ def _refused(label: str, value: int | None, level: int, reason: str) -> Place:
 
 
 def _occupied(view: View, label: str, gate: FoundGate, level: int) -> Place:
-    name = f"{gate.module} ({type(view.modules[gate.module]).__name__})" if gate.module else "a gate"
+    if not gate.module:
+        return _refused(label, gate.u, level, "a gate that is computed between modules stands there already")
+    name = f"{gate.module} ({type(view.modules[gate.module]).__name__})"
     return _refused(label, gate.u, level, f"{name} stands there already; swap_ replaces gates")
 
 

@@ -234,7 +234,8 @@ def _places(view: View, model: nn.Module, where: Where) -> Iterable[Place]:
             return named(view, found)
         if where in names:
             return named(view, [where])
-        raise unknown("place", where, [*PLACES, "block:PATTERN", *names], hint="see find_sites")
+        hint = f"Places are {', '.join(PLACES)}, block:PATTERN and the names of modules"
+        raise unknown("place", where, [*PLACES, "block:PATTERN", *names], hint=hint)
     for name in where:
         if name not in view.modules or not name:
             raise unknown("module", name, names)
