@@ -23,7 +23,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 def newest(benchmark: str) -> list[dict[str, Any]]:
     """The rows of the last run of a benchmark, in its order."""
     rows = [json.loads(line) for path in sorted(RESULTS.glob("*.jsonl")) for line in path.read_text().splitlines()]
-    rows = [row for row in rows if row.get("benchmark") == benchmark]
+    rows = [{"when": row.get("time", ""), **row} for row in rows if row.get("benchmark") == benchmark]
     last = max((row["when"] for row in rows), default="")
     return [row for row in rows if row["when"] == last]
 
@@ -68,7 +68,26 @@ def ratios(rows: list[dict[str, Any]], by: str) -> str:
     return table(["", *heads], body) + f"\n{where(rows)}.\n"
 
 
-TABLES: dict[str, Callable[[], str]] = {"inference": lambda: ratios(newest("inference"), "batch_size")}
+# What the ratio of two training steps is to be at most.
+TRAINING_GOALS = {("excite se_resnet50", "timm resnet50"): 1.00, ("excite se_resnet50", "excite resnet50"): 1.02}
+
+
+def training() -> str:
+    """Training steps: ratios of times, and of the memory that a step takes at its peak."""
+    rows, body = newest("tail_training"), []
+    for row in rows:
+        r, goal = row["ratio"], TRAINING_GOALS.get((row["what"], row["over"]))
+        told = "" if goal is None else f"{goal:.2f}{'' if r['p50'] <= goal else ' missed'}"
+        cells = [f"{r['p50']:.2f} ({r['p20']:.2f}-{r['p80']:.2f})", told, f"{row['peak_memory_ratio']:.2f}"]
+        body.append([f"{row['what']} over {row['over']}", *cells])
+    about = f"batch {rows[0]['batch']} of {rows[0]['size']} pixels, {where(rows)}"
+    return table(["", "time", "goal", "peak memory"], body) + f"\n{about}.\n"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "inference": lambda: ratios(newest("inference"), "batch_size"),
+    "training": training,
+}
 
 
 def written(page: str) -> str:
