@@ -84,6 +84,16 @@ def training() -> str:
     return table(["", "time", "goal", "peak memory"], body) + f"\n{about}.\n"
 
 
+def ways() -> str:
+    """Ways to end a bottleneck with a gate: milliseconds."""
+    (row,) = newest("gated_conv")
+    shapes = list(row["ms"])
+    names = list(row["ms"][shapes[0]])
+    body = [[name, *(f"{row['ms'][shape][name]:.2f}" for shape in shapes)] for name in names]
+    about = f"milliseconds, {row['batch_size']} images; {where([row]).partition(';')[0]}"
+    return table(["", *shapes], body) + f"\n{about}.\n"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "inference": lambda: ratios(newest("inference"), "batch_size"),
     "training": training,

@@ -115,7 +115,8 @@ class Survey:
         if self.joins == 0 and self.where in ("residual", "pre", "post", "identity"):
             return (
                 f"where={self.where!r}: the network has no residual additions; where='conv' puts gates after "
-                "convolutions, where='block:PATTERN' after modules of your choice"
+                "convolutions, where='block:PATTERN' after modules of your choice. Additions of parallel branches, and "
+                "of what others read too, are none"
             )
         return f"where={self.where!r}: nothing in the network is such a place"
 

@@ -160,8 +160,8 @@ def _numbers_of_numpy() -> list[Any]:
 def _needs_code(what: str) -> str:
     return (
         f"{what}, which only running code from the file could rebuild, and files are read here without running any. "
-        "Where you trust the file, load it yourself and save its state dict: "
-        "torch.save(torch.load(file, weights_only=False)['state_dict'], new_file)"
+        "Where you trust the file, load it yourself (model = torch.load(file, weights_only=False)) and save the state "
+        "dict in it: torch.save(model.state_dict(), new_file), of a checkpoint model['state_dict']"
     )
 
 
