@@ -97,6 +97,7 @@ def ways() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "inference": lambda: ratios(newest("inference"), "batch_size"),
     "training": training,
+    "ways": ways,
 }
 
 

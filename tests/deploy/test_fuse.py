@@ -144,7 +144,7 @@ def test_every_path_of_the_layers_agrees(monkeypatch, onednn, native, layout):
 
     if not native:
         monkeypatch.setattr(layers.native, "rescale_add_act_", lambda *args, **kwargs: False)
-    monkeypatch.setattr(layers, "_LARGE", 10_000)  # image by image already for small maps
+        monkeypatch.setattr(layers, "in_panels", lambda weight: None)
     model = small().to(memory_format=layout)
     x = torch.randn(4, 3, 48, 48).to(memory_format=layout)
     before = x.clone()
@@ -272,6 +272,30 @@ def test_what_others_read_is_left_as_it_is():
     left = dict(fused.report.norms_left)
     assert "read by others" in left["bn2"] and "no running statistics" in left["odd_norm"]
     assert "left" in str(fused.report)
+
+
+class Near(nn.Module):
+    """1x1 convolutions added to their own input, and to what an activation wrote over."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.own, self.other = nn.Conv2d(3, 160, 3, padding=1), nn.Conv2d(160, 160, 1), nn.Conv2d(160, 160, 1)
+        self.gate, self.relu = SE(160, 4), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = F.relu(self.own(x) + x)
+        y = self.own(x)
+        z = self.relu(y)
+        return F.relu(self.gate(self.other(z)) + y)
+
+
+def test_no_sum_is_written_over_what_its_convolution_reads():
+    model = trained(Near()).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 33, 31).to(memory_format=torch.channels_last)
+    fused = fuse(model, x)
+    with torch.no_grad():
+        assert_close(fused(x), model(x), 1e-5)
 
 
 class Squared(nn.Module):

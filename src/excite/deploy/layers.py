@@ -18,15 +18,9 @@ from excite.deploy.activations import ACTIVATION_NONE, Activation
 from excite.gates import SE, Gate
 from excite.gates.functions import ACTIVATIONS, gate_function
 from excite.ops import native, rescale, squeeze
-from excite.ops.native import library
 from excite.ops.pointwise import in_panels, pointwise
 
 __all__ = ["FusedConv", "GateInPlace", "GatedConv"]
-
-
-# Bytes of a map that no longer stays in a cache between two passes: beyond it a batch is taken image by image, where
-# the convolution that knows the gate is not to be had (benchmarks/gated_conv.py).
-_LARGE = 2**24
 
 
 def _identity(*tensors: Tensor | None) -> tuple[Any, ...]:
@@ -192,16 +186,6 @@ class GatedConv(FusedConv):
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """The output, fresh unless ``in_place``."""
-        if self._by_image(x, other):
-            assert other is not None
-            for image, into in zip(torch.split(x, 1), torch.split(other, 1), strict=True):
-                y = self._of_batch(image, into)
-                if y is not into:
-                    into.copy_(y)
-            return other
-        return self._of_batch(x, other)
-
-    def _of_batch(self, x: Tensor, other: Tensor | None) -> Tensor:
         s = self._scale_ahead(x)
         if s is not None and self._in_one_pass(x, other):
             y = self._by_pointwise(x, other, self.act, s)
@@ -211,14 +195,6 @@ class GatedConv(FusedConv):
         if s is None:
             s = self.gate.excite(squeeze(u, self.gate.descriptors))
         return _rescaled(u, s, other, self.act, into_other=self.in_place)
-
-    def _by_image(self, x: Tensor, other: Tensor | None) -> bool:
-        """Whether to take a batch image by image, so that the map between convolution and rescaling stays in cache."""
-        if other is None or not self.in_place or x.shape[0] == 1 or not self._in_one_pass(x, other):
-            return False
-        if self.fc1 is not None and self.pointwise and library() is not None:
-            return False  # nothing lies between them
-        return other.numel() * other.element_size() > _LARGE
 
     def _scale_ahead(self, x: Tensor) -> Tensor | None:
         """The channel scale from the convolution's input; None where reading its output is cheaper."""

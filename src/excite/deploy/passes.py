@@ -223,9 +223,12 @@ class Fusion:
             return
         shortcut = node.args[1]
         assert isinstance(shortcut, fx.Node)
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        # Both fresh from a convolution, and two: what is read while the sum is written may not lie in its memory.
+        apart = source is not shortcut and all(isinstance(self._layer(n), FusedConv) for n in (source, shortcut))
         order = {n: i for i, n in enumerate(self.graph.nodes)}
-        last = max(order[user] for user in shortcut.users) == order[node]
-        layer.in_place = last and isinstance(self._layer(shortcut), FusedConv)
+        layer.in_place = apart and max(order[user] for user in shortcut.users) == order[node]
 
     # --- small things ---
 
