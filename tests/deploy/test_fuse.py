@@ -279,7 +279,11 @@ class Near(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.own, self.other = nn.Conv2d(3, 160, 3, padding=1), nn.Conv2d(160, 160, 1), nn.Conv2d(160, 160, 1)
+        self.stem, self.own, self.other = (
+            nn.Conv2d(3, 160, 3, padding=1),
+            nn.Conv2d(160, 160, 1),
+            nn.Conv2d(160, 160, 1),
+        )
         self.gate, self.relu = SE(160, 4), nn.ReLU(inplace=True)
 
     def forward(self, x):
