@@ -83,7 +83,7 @@ def svg(times: dict[str, float], caption: str) -> str:
     """Stacked bars, readable on light and on dark ground."""
     width, left, step, scale = 760, 120, 52, 0.0
     scale = (width - left - 90) / max(sum(times[p] for p in bar) for bar in BARS.values())
-    height = step * len(BARS) + 34
+    height = step * len(BARS) + 56
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         'font-family="sans-serif" font-size="13">',
@@ -101,6 +101,11 @@ def svg(times: dict[str, float], caption: str) -> str:
             parts.append("</g>")
             x += w
         parts.append(f'<text x="{x + 8:.1f}" y="{y + 21}">{sum(times[p] for p in bar):.1f} ms</text>')
+    x = float(left)
+    for piece in ("squeeze", "two layers", "rescale"):
+        parts.append(f'<rect x="{x}" y="{height - 44}" width="12" height="12" fill="{COLOURS[piece]}"/>')
+        parts.append(f'<text x="{x + 18}" y="{height - 34}">{piece}</text>')
+        x += 44 + 7 * len(piece)
     parts.append(f'<text x="{left}" y="{height - 8}" font-size="11">{caption}</text></svg>')
     return "\n".join(parts) + "\n"
 
