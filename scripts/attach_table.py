@@ -8,11 +8,12 @@ and what must be found in each, stand in tests/surgery/network_cases.py.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from page_writer import run
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "surgery"))
@@ -54,17 +55,7 @@ def written(page: str, find: Callable[[Case], Found] = tried) -> str:
 
 def main() -> int:
     """Put the table between its marks on the page, or check that it stands there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail where the page would change")
-    check = parser.parse_args().check
-    page = PAGE.read_text()
-    wanted = written(page)
-    if check and page != wanted:
-        print(f"{PAGE} is not what scripts/attach_table.py writes", file=sys.stderr)
-        return 1
-    if page != wanted:
-        PAGE.write_text(wanted)
-    return 0
+    return run(__doc__, PAGE, written)
 
 
 __all__ = ["CASES", "Case", "Found", "expected", "row", "table", "tried", "written"]

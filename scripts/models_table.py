@@ -7,12 +7,12 @@ Prints nothing where the page is as it should be. ``--check`` changes nothing an
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from pathlib import Path
 
 import torch
+from page_writer import run
 
 from excite.cost import count_cost
 from excite.models import MODELS, create_model, list_models
@@ -64,21 +64,16 @@ def gates(model: Classifier) -> str:
     return ", ".join(str(n) for n in Counter(model.stage_of(name) for name in gate_modules(model)).values())
 
 
-def main() -> int:
-    """Put the table between its marks on the page, or check that it stands there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail where the page would change")
-    check = parser.parse_args().check
-    page = PAGE.read_text()
+def written(page: str) -> str:
+    """The page with the table as it is now."""
     before, rest = page.split(BEGIN)
     _, after = rest.split(END)
-    wanted = f"{before}{BEGIN}{table()}{END}{after}"
-    if check and page != wanted:
-        print(f"{PAGE} is not what scripts/models_table.py writes", file=sys.stderr)
-        return 1
-    if page != wanted:
-        PAGE.write_text(wanted)
-    return 0
+    return f"{before}{BEGIN}{table()}{END}{after}"
+
+
+def main() -> int:
+    """Put the table between its marks on the page, or check that it stands there."""
+    return run(__doc__, PAGE, written)
 
 
 if __name__ == "__main__":

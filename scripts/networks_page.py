@@ -9,15 +9,14 @@ reason must be needed. Where weights come from and what outputs were compared is
 
 from __future__ import annotations
 
-import argparse
 import functools
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from page_writer import filled, run
 from printed_figures import (
     CIFAR_ROWS,
     ECA_MODULES,
@@ -290,26 +289,12 @@ TABLES: dict[str, Callable[[], str]] = {
 
 def written(page: str) -> str:
     """The page with every table as it is counted now."""
-
-    def fill(match: re.Match[str]) -> str:
-        return f"{match[1]}{TABLES[match[2]]()}{match[4]}"
-
-    return re.sub(r"(<!-- (\w+) -->\n)(.*?)(<!-- end -->)", fill, page, flags=re.DOTALL)
+    return filled(page, TABLES)
 
 
 def main() -> int:
     """Put the tables between their marks on the page, or check that they stand there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail where the page would change")
-    check = parser.parse_args().check
-    page = PAGE.read_text()
-    wanted = written(page)
-    if check and page != wanted:
-        print(f"{PAGE} is not what scripts/networks_page.py writes", file=sys.stderr)
-        return 1
-    if page != wanted:
-        PAGE.write_text(wanted)
-    return 0
+    return run(__doc__, PAGE, written)
 
 
 if __name__ == "__main__":

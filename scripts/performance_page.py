@@ -7,13 +7,13 @@ Prints nothing where the page is as it should be. ``--check`` changes nothing an
 
 from __future__ import annotations
 
-import argparse
 import json
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from page_writer import filled, run
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
@@ -103,27 +103,12 @@ TABLES: dict[str, Callable[[], str]] = {
 
 def written(page: str) -> str:
     """The page with every table as the rows have it."""
-    return re.sub(
-        r"(<!-- (\w+) -->\n)(.*?)(<!-- end -->)",
-        lambda match: f"{match[1]}{TABLES[match[2]]()}{match[4]}",
-        page,
-        flags=re.DOTALL,
-    )
+    return filled(page, TABLES)
 
 
 def main() -> int:
     """Put the tables between their marks on the page, or check that they stand there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail where the page would change")
-    check = parser.parse_args().check
-    page = PAGE.read_text(encoding="utf-8")
-    wanted = written(page)
-    if check and page != wanted:
-        print(f"{PAGE} is not what scripts/performance_page.py writes", file=sys.stderr)
-        return 1
-    if page != wanted:
-        PAGE.write_text(wanted, encoding="utf-8")
-    return 0
+    return run(__doc__, PAGE, written)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """docs/models.md: its table is what the script writes today, and its examples run."""
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -8,27 +7,21 @@ import pytest
 import torch
 
 from excite.models import MODELS
+from page_scripts import load_script
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "models.md").read_text()
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("models_table", ROOT / "scripts" / "models_table.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
-
-
 @pytest.mark.slow
 def test_the_table_is_counted_not_typed():
-    script = load_script()
+    script = load_script("models_table")
     assert f"{script.BEGIN}{script.table()}{script.END}" in PAGE
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet20", "wrn16_8", "shake_shake26_2x96d", "vgg11_bn", "mobilenetv2"])
 def test_rows_are_counted_not_typed(name):
-    assert load_script().row(name) + "\n" in PAGE
+    assert load_script("models_table").row(name) + "\n" in PAGE
 
 
 def test_the_table_has_every_network():

@@ -14,9 +14,10 @@ from torch.utils._pytree import tree_leaves
 
 from excite.deploy.passes import Fusion
 from excite.errors import UserError
+from excite.graph import as_inputs
 from excite.graph.functional import as_layers, traced
 from excite.models.base import GatedBlock
-from excite.surgery.swap import OwnGates, own_gates_
+from excite.surgery.swap import own_gates_
 
 __all__ = ["FuseReport", "FusedNetwork", "GateFate", "fuse"]
 
@@ -131,19 +132,19 @@ def fuse(model: nn.Module, example: Tensor | Sequence[Any]) -> FusedNetwork:
         raise UserError(
             "fuse takes a network in eval mode: its norms are folded as they stand. Call model.eval() first"
         )
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    inputs = as_inputs(example)
     _check_devices(model, inputs)
     with torch.no_grad():
         try:
             expected = model(*inputs)
         except (RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"{type(model).__name__} does not take the example: {error}") from error
-        network, found = _prepared(model, inputs)
+        network, unknown = _prepared(model, inputs)
         fusion = Fusion(network)
         fusion.run()
         difference = _difference(network(*inputs), expected)
     fates = [GateFate(*gate) for gate in fusion.gates]
-    fates += [GateFate(name, kind, "left", "it computes what no gate of excite does") for name, kind in found.unknown]
+    fates += [GateFate(name, kind, "left", "it computes what no gate of excite does") for name, kind in unknown]
     report = FuseReport(
         gates=tuple(fates),
         norms_folded=fusion.norms_folded,
@@ -164,16 +165,16 @@ def _check_devices(model: nn.Module, inputs: Sequence[Any]) -> None:
         raise UserError(f"the model is on {where.pop()}, the example on {tensors[0].device}: move one of them")
 
 
-def _prepared(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[fx.GraphModule, OwnGates]:
-    """The graph of a copy in which every gate that can be is one of ``excite``, with the shapes on its nodes."""
+def _prepared(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[fx.GraphModule, list[tuple[str, str]]]:
+    """The graph of a copy whose gates are those of ``excite``, shapes on its nodes; and the gates that cannot be."""
     twin = as_layers(model)
     for module in twin.modules():
         if isinstance(module, GatedBlock):
             module.impl = "reference"  # module by module, which is what a graph shows
-    gates = own_gates_(twin, inputs)
+    unknown = own_gates_(twin, inputs)
     network = traced(twin)
     ShapeProp(network).propagate(*inputs)
-    return network, gates
+    return network, unknown
 
 
 def _difference(got: Any, expected: Any) -> float:

@@ -7,7 +7,6 @@ operations. These layers are for inference: where a gradient is asked for, the o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Union
 
 import torch
@@ -53,6 +52,7 @@ class FusedConv(nn.Module):
     Attributes:
         act: what is applied last.
         in_place: whether ``other`` may be written over, because nobody reads it afterwards.
+        pointwise: whether it is a whole 1x1 convolution that keeps every position.
     """
 
     weight: nn.Parameter
@@ -72,8 +72,9 @@ class FusedConv(nn.Module):
         self.groups = conv.groups
         self.act = ACTIVATION_NONE
         self.in_place = False
-        self.pointwise = self.weight.dim() == 4 and self.weight[0, 0].numel() == 1 and self.groups == 1
-        self.pointwise = self.pointwise and set(self.stride) == {1} and not any(self.padding)
+        # Each position of the input has one of the output.
+        one = self.weight[0, 0].numel() == 1 and self.groups == 1
+        self.pointwise = one and set(self.stride) == {1} and not any(self.padding)
         self._packed: tuple[Any, Tensor] | None = None
         self._panels: tuple[Any, Tensor | None, Tensor] | None = None
 
@@ -166,9 +167,7 @@ class GatedConv(FusedConv):
     def __init__(self, conv: Conv, gate: Gate) -> None:
         super().__init__(conv)
         self.gate = gate.requires_grad_(False)
-        # Strides 1 and no padding: each position of the input has one of the output.
-        one = self.weight[0, 0].numel() == 1 and self.groups == 1 and set(self.stride) == {1}
-        self.ahead = one and not any(self.padding) and gate.descriptors == ("mean",)
+        self.ahead = self.pointwise and gate.descriptors == ("mean",)
         self.fc1: nn.Linear | None = None
         if self.ahead and isinstance(gate, SE):
             self.fc1 = self._collapsed(gate)
@@ -235,7 +234,7 @@ def _rescaled(u: Tensor, s: Tensor, other: Tensor | None, act: Activation, *, in
     out = other if into_other else None
     if act.name in _NATIVE and native.rescale_add_act_(u, s, other, _NATIVE[act.name], out=out):
         return u if out is None else out
-    scale = s.to(u.dtype).reshape(*s.shape, *_ones(u.dim() - 2))
+    scale = s.to(u.dtype).reshape(*s.shape, *(1,) * (u.dim() - 2))
     if other is None:
         return act(u.mul_(scale), inplace=True)
     return act(torch.addcmul(other, u, scale, out=u), inplace=True)
@@ -243,7 +242,3 @@ def _rescaled(u: Tensor, s: Tensor, other: Tensor | None, act: Activation, *, in
 
 # Activations of the one pass that rescales, adds and activates, by its names for them.
 _NATIVE = {"none": "none", "relu": "relu", "silu": "silu", "hard_swish": "hardswish"}
-
-
-def _ones(n: int) -> Sequence[int]:
-    return (1,) * n

@@ -63,7 +63,8 @@ moments = torch.library.custom_op("excite::tail_moments", moments_now, mutates_a
 
 
 @moments.register_fake
-def _(x: Tensor) -> tuple[Tensor, Tensor]:
+def fake_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """What ``moments`` gives, without its values."""
     mean = x.new_empty(x.shape[:2], dtype=sum_dtype(x.dtype))
     return mean, torch.empty_like(mean)
 
@@ -99,7 +100,10 @@ affine_act = torch.library.custom_op("excite::tail_affine_act", affine_act_now, 
 
 
 @affine_act.register_fake
-def _(x: Tensor, shortcut: Tensor | None, centre: Tensor, scale: Tensor, offset: Tensor, act: str) -> Tensor:
+def fake_affine_act(
+    x: Tensor, shortcut: Tensor | None, centre: Tensor, scale: Tensor, offset: Tensor, act: str
+) -> Tensor:
+    """What ``affine_act`` gives, without its values."""
     return torch.empty_like(x, dtype=_result_dtype(x, shortcut))
 
 
@@ -142,7 +146,7 @@ affine_act_grad = torch.library.custom_op("excite::tail_affine_act_grad", affine
 
 
 @affine_act_grad.register_fake
-def _(
+def fake_affine_act_grad(
     dy: Tensor,
     y: Tensor | None,
     x: Tensor,
@@ -152,6 +156,7 @@ def _(
     offset: Tensor,
     act: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``affine_act_grad`` gives, without its values."""
     g = dy.new_empty(0) if act == "none" else torch.empty_like(x, dtype=dy.dtype)
     return g, torch.empty_like(scale), torch.empty_like(scale)
 
@@ -171,7 +176,8 @@ moments_grad = torch.library.custom_op("excite::tail_moments_grad", moments_grad
 
 
 @moments_grad.register_fake
-def _(g: Tensor, x: Tensor, centre: Tensor, scale: Tensor, constant: Tensor, slope: Tensor) -> Tensor:
+def fake_moments_grad(g: Tensor, x: Tensor, centre: Tensor, scale: Tensor, constant: Tensor, slope: Tensor) -> Tensor:
+    """What ``moments_grad`` gives, without its values."""
     return torch.empty_like(x)
 
 

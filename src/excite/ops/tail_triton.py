@@ -22,6 +22,7 @@ from triton.runtime import JITFunction  # type: ignore[import-untyped]
 
 from excite.errors import UserError
 from excite.ops import tail_kernels as kernels
+from excite.ops import tail_passes
 from excite.ops.tail_passes import sum_dtype
 from excite.ops.tail_tiles import TILES, Plan, Tile, cut_up, positions_inner, power_of_2
 
@@ -198,10 +199,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return launch_moments(x)
 
 
-@moments.register_fake
-def _(x: Tensor) -> tuple[Tensor, Tensor]:
-    mean = x.new_empty(x.shape[:2], dtype=sum_dtype(x.dtype))
-    return mean, torch.empty_like(mean)
+moments.register_fake(tail_passes.fake_moments)
 
 
 @torch.library.custom_op("excite::triton_tail_affine_act", mutates_args=())
@@ -213,9 +211,7 @@ def affine_act(x: Tensor, shortcut: Tensor | None, centre: Tensor, scale: Tensor
     return launch_affine_act(x, shortcut, centre, scale, offset, act)
 
 
-@affine_act.register_fake
-def _(x: Tensor, shortcut: Tensor | None, centre: Tensor, scale: Tensor, offset: Tensor, act: str) -> Tensor:
-    return torch.empty_like(x, dtype=x.dtype if shortcut is None else torch.promote_types(x.dtype, shortcut.dtype))
+affine_act.register_fake(tail_passes.fake_affine_act)
 
 
 @torch.library.custom_op("excite::triton_tail_affine_act_grad", mutates_args=())
@@ -239,19 +235,7 @@ def affine_act_grad(
     return launch_affine_act_grad(dy, y, x, shortcut, centre, scale, offset, act)
 
 
-@affine_act_grad.register_fake
-def _(
-    dy: Tensor,
-    y: Tensor | None,
-    x: Tensor,
-    shortcut: Tensor | None,
-    centre: Tensor,
-    scale: Tensor,
-    offset: Tensor,
-    act: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    g = dy.new_empty(0) if act == "none" else torch.empty_like(x, dtype=dy.dtype)
-    return g, torch.empty_like(scale), torch.empty_like(scale)
+affine_act_grad.register_fake(tail_passes.fake_affine_act_grad)
 
 
 @torch.library.custom_op("excite::triton_tail_moments_grad", mutates_args=())
@@ -263,6 +247,4 @@ def moments_grad(g: Tensor, x: Tensor, centre: Tensor, scale: Tensor, constant: 
     return launch_moments_grad(g, x, centre, scale, constant, slope)
 
 
-@moments_grad.register_fake
-def _(g: Tensor, x: Tensor, centre: Tensor, scale: Tensor, constant: Tensor, slope: Tensor) -> Tensor:
-    return torch.empty_like(x)
+moments_grad.register_fake(tail_passes.fake_moments_grad)

@@ -30,6 +30,7 @@ __all__ = [
     "detach_",
     "reattach_",
     "remove",
+    "settled",
     "verify",
     "write_down",
 ]
@@ -170,7 +171,7 @@ def _attach(model: nn.Module, items: Sequence[tuple[Attached, GateConfig]]) -> N
         if HUNG_NAMES[item.side] in host._modules or item.name in taken:
             raise UserError(f"{item.module} has a gate already: detach_ takes it off")
         taken.add(item.name)
-        ready.append((host, item, _built(model, host, item, config)))
+        ready.append((host, item, settled(config.build(item.channels), host, model)))
     before = attached(model)
     for host, item, gate in ready:
         hang(host, item.side, gate)
@@ -178,10 +179,10 @@ def _attach(model: nn.Module, items: Sequence[tuple[Attached, GateConfig]]) -> N
     forget_compiled()
 
 
-def _built(model: nn.Module, host: nn.Module, item: Attached, config: GateConfig) -> nn.Module:
-    """The gate on its host's device and in its dtype, training if the host does."""
-    gate = config.build(item.channels).train(host.training)
-    like = next((t for m in (host, model) for t in m.parameters() if t.is_floating_point()), None)
+def settled(gate: nn.Module, *homes: nn.Module) -> nn.Module:
+    """A gate on the device and in the dtype of the first of these modules that has one, training if the first does."""
+    gate = gate.train(homes[0].training)
+    like = next((t for home in homes for t in home.parameters() if t.is_floating_point()), None)
     return gate if like is None else gate.to(device=like.device, dtype=like.dtype)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,10 +15,10 @@ from excite.graph import View, as_inputs, record, unwrapped
 from excite.graph.rewrite import forget_compiled, parent_of
 from excite.graph.rewrite import replace as replace_module
 from excite.models.base import GatedBlock, gate_modules
-from excite.surgery.edit import STARTS, attached, check_kind, remove, write_down
+from excite.surgery.edit import STARTS, attached, check_kind, remove, settled, write_down
 from excite.surgery.zoo_gates import carried_over, channels_of, read_gate
 
-__all__ = ["OwnGates", "Swap", "own_gates_", "swap_"]
+__all__ = ["Swap", "own_gates_", "swap_"]
 
 ALL = "*"
 SAME = "same"
@@ -107,24 +107,19 @@ def swap_(
     return [Swap(f.name, f.channels, f.text, _written(gate), kept) for f, gate, kept in ready]
 
 
-class OwnGates(NamedTuple):
-    """What ``own_gates_`` did: gates it replaced, by name with their text; and those it could not, with their class."""
+def own_gates_(model: nn.Module, example: Tensor | Sequence[Any]) -> list[tuple[str, str]]:
+    """Put a gate of ``excite`` with the same weights in the place of every gate that computes the same, in place.
 
-    replaced: dict[str, str]
-    unknown: list[tuple[str, str]]
-
-
-def own_gates_(model: nn.Module, example: Tensor | Sequence[Any]) -> OwnGates:
-    """Put a gate of ``excite`` with the same weights in the place of every gate that computes the same, in place."""
-    replaced: dict[str, str] = {}
-    unknown: list[tuple[str, str]] = []
+    Returns:
+        The gates that compute something else and stay: name and class.
+    """
+    unknown = []
     for found in list(_by_running(model, example)):
         if found.gate is None:
             unknown.append((found.name, found.kind))
         elif found.gate is not found.module:
             replace_module(model, found.name, found.gate)
-            replaced[found.name] = found.text
-    return OwnGates(replaced, unknown)
+    return unknown
 
 
 def _written(gate: nn.Module | None) -> str:
@@ -166,22 +161,16 @@ def _new_gate(found: _Found, new: str | GateConfig | None, start: str) -> tuple[
     config = parse_gate(new)
     if config is None:
         return None, False
-    gate = _like(config.build(found.channels), found.module)
+    gate = settled(config.build(found.channels), found.module)
     if found.gate is not None and isinstance(gate, Gate):
         if carried_over(found.gate, gate):
             return gate, True
         # The same kind in the old one's width, where the text leaves the width open.
         if type(gate) is type(found.gate) and config == type(config)():
-            return _like(found.gate, found.module), True
+            return settled(found.gate, found.module), True
     if start == "neutral":
         gate = config.as_neutral().build(found.channels)
-    return _like(gate, found.module), False
-
-
-def _like(gate: nn.Module, module: nn.Module) -> nn.Module:
-    tensor = next((t for t in module.parameters() if t.is_floating_point()), None)
-    gate = gate.train(module.training)
-    return gate if tensor is None else gate.to(device=tensor.device, dtype=tensor.dtype)
+    return settled(gate, found.module), False
 
 
 def _put(model: nn.Module, found: _Found, gate: nn.Module | None) -> None:

@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from excite.errors import UserError
 from excite.gates import ECAConfig, GateConfig, SEConfig
+from excite.gates.base import leaves_as_is
 from excite.gates.eca import RELEASED_KERNEL_SIZES
 
 __all__ = ["are_exactly_one", "function_of", "gate_names", "infer_gate", "is_of_a_gate", "kind_of"]
@@ -89,17 +89,6 @@ def _infer_eca(sizes: set[tuple[int, int]]) -> ECAConfig | None:
     return next((config for config in candidates if fits(config)), None)
 
 
-@torch.no_grad()
 def are_exactly_one(gates: Mapping[str, nn.Module]) -> bool:
     """Whether every gate leaves maps exactly as they are, whatever they hold; False where there is none."""
-    return bool(gates) and all(_leaves_as_is(gate) for gate in gates.values())
-
-
-def _leaves_as_is(gate: nn.Module) -> bool:
-    if not getattr(getattr(gate, "config", None), "neutral", False):
-        return False
-    # A few maps tell: a neutral gate is 1 because its last weights are 0, or it is not.
-    channels, like = gate.channels, next(gate.parameters())
-    assert isinstance(channels, int)
-    u = torch.randn((4, channels, 2), generator=torch.Generator().manual_seed(0)).to(like)
-    return torch.equal(gate(u), u)
+    return bool(gates) and all(leaves_as_is(gate) for gate in gates.values())
