@@ -65,6 +65,7 @@ class Node:
         output: the value written; of several, the first.
         kernel: sizes of a convolution's kernel, else empty.
         groups: of a convolution, else 1.
+        transposed: whether it is a transposed convolution.
         axes: of an operation that moves axes, which axis of its input each of its output's is; else empty.
     """
 
@@ -76,6 +77,7 @@ class Node:
     kernel: tuple[int, ...] = ()
     groups: int = 1
     axes: tuple[int, ...] = ()
+    transposed: bool = False
 
 
 @dataclass
@@ -284,11 +286,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         weight = all(self.values[value].weight for value in read)
         outputs = [self._add(tensor, index, ancestors, weight=weight) for tensor in written]
         kernel: tuple[int, ...] = ()
-        groups = 1
+        groups, transposed = 1, False
         if name in ("convolution", "_convolution"):
-            kernel, groups = tuple(args[1].shape[2:]), args[8]
+            kernel, groups, transposed = tuple(args[1].shape[2:]), args[8], args[6]
         axes = _moved(name, args)
-        self.nodes.append(Node(index, name, self._path[-1], read, outputs[0], kernel, groups, axes))
+        self.nodes.append(Node(index, name, self._path[-1], read, outputs[0], kernel, groups, axes, transposed))
         return out
 
     def _add(self, tensor: Tensor, node: int | None, ancestors: int, *, weight: bool) -> int:
