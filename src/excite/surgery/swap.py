@@ -18,7 +18,7 @@ from excite.models.base import GatedBlock, gate_modules
 from excite.surgery.edit import STARTS, attached, check_kind, remove, settled, write_down
 from excite.surgery.zoo_gates import carried_over, channels_of, read_gate
 
-__all__ = ["Swap", "own_gates_", "swap_"]
+__all__ = ["Swap", "own_gates_", "put_gate", "swap_"]
 
 ALL = "*"
 SAME = "same"
@@ -102,7 +102,7 @@ def swap_(
         raise unknown("kind of gate in this network", old, [*kinds, ALL])
     ready = [(f, *_new_gate(f, new, start)) for f in chosen]
     for item, gate, _ in ready:
-        _put(model, item, gate)
+        put_gate(model, item.name, gate)
     forget_compiled()
     return [Swap(f.name, f.channels, f.text, _written(gate), kept) for f, gate, kept in ready]
 
@@ -173,16 +173,17 @@ def _new_gate(found: _Found, new: str | GateConfig | None, start: str) -> tuple[
     return settled(gate, found.module), False
 
 
-def _put(model: nn.Module, found: _Found, gate: nn.Module | None) -> None:
-    parent, own = parent_of(model, found.name)
+def put_gate(model: nn.Module, name: str, gate: nn.Module | None) -> None:
+    """Put another gate, or none, in the place of the one with this dotted name, whoever built it."""
+    parent, own = parent_of(model, name)
     if own.startswith(ATTACHED):
         if gate is None:
-            remove(model, {found.name})
+            remove(model, {name})
             return
-        replace_module(model, found.name, gate)
-        items = [replace(i, gate=_written(gate)) if i.name == found.name else i for i in attached(model)]
+        replace_module(model, name, gate)
+        items = [replace(i, gate=_written(gate)) if i.name == name else i for i in attached(model)]
         write_down(model, items)
     elif isinstance(parent, GatedBlock) and own == "gate":
         parent.gate = gate
     else:
-        replace_module(model, found.name, nn.Identity() if gate is None else gate)
+        replace_module(model, name, nn.Identity() if gate is None else gate)
