@@ -1,0 +1,56 @@
+"""Text as HTML and JSON take it, and files written whole."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from excite.errors import UserError
+
+__all__ = ["escape", "figure_text", "json_text", "write_text"]
+
+
+def escape(text: str) -> str:
+    """Text for HTML, attributes included."""
+    return html.escape(text, quote=True)
+
+
+def figure_text(text: str) -> str:
+    """Text for a plotly dict, shown as it is: plotly reads a little HTML in its labels."""
+    return html.escape(text, quote=False)
+
+
+def json_text(value: object) -> str:
+    """A value as JSON for a script element.
+
+    Raises:
+        ValueError: a number that is not finite.
+    """
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    except ValueError as error:
+        raise UserError(f"a figure holds a value JSON cannot: {error}; give None for a gap") from None
+    for character in "<>&\u2028\u2029":  # nothing in it may end the script element
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Writes a UTF-8 file whole or not at all (a file beside it, synced, then renamed), and returns where it is."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(beside, 0o644)  # mkstemp's files are for their owner alone
+        os.replace(beside, path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
+    return path
