@@ -16,7 +16,7 @@ from excite.gates import GateConfig, parse_gate
 from excite.graph import View, as_inputs, record, unwrapped
 from excite.surgery.places import PLACES, Place, matched, named, selected
 
-__all__ = ["Refusal", "Site", "SiteCost", "Survey", "Where", "find_sites", "survey"]
+__all__ = ["Refusal", "Site", "SiteCost", "Survey", "Where", "find_sites", "levels_of", "stage_of", "survey"]
 
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
 """Where gates go; see ``find_sites``."""
@@ -184,8 +184,8 @@ def survey(
     model = unwrapped(model)
     where = _checked_where(where)
     view = View(record(model, as_inputs(example)), model)
-    levels = _levels(view)
-    places = [(place, _stage(view, place, levels)) for place in _places(view, model, where)]
+    levels = levels_of(view)
+    places = [(place, 0 if place.level < 0 else stage_of(view, place.level, levels)) for place in _places(view, model, where)]
     if stages is not None:
         chosen = _checked(stages, len(levels))
         places = [(place, stage) for place, stage in places if stage in chosen]
@@ -243,16 +243,15 @@ def _places(view: View, model: nn.Module, where: Where) -> Iterable[Place]:
     return named(view, list(where))
 
 
-def _levels(view: View) -> list[int]:
+def levels_of(view: View) -> list[int]:
     """How many positions the maps of each stage have, the most first."""
     maps = [view.nodes[join.node].output for join in view.joins] or [conv.output for conv in view.convs]
     return sorted({math.prod(view.values[m].shape[2:]) for m in maps}, reverse=True)
 
 
-def _stage(view: View, place: Place, levels: list[int]) -> int:
-    if place.level < 0:
-        return 0
-    positions = math.prod(view.values[place.level].shape[2:])
+def stage_of(view: View, value: int, levels: list[int]) -> int:
+    """The stage of a map, by its positions."""
+    positions = math.prod(view.values[value].shape[2:])
     return sum(level >= positions for level in levels)
 
 
