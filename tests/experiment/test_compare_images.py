@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 
 from excite.errors import UserError
-from excite.experiment.images import look_at_images, mcnemar_p
+from excite.experiment.images import look_at_images
+from excite.significance import mcnemar_p
 
 
 def test_mcnemar_by_hand() -> None:

@@ -13,12 +13,12 @@ from excite.experiment.statistics import (
     compare_to_plain,
     critical_difference,
     detectable_difference,
-    holm_adjust,
     holm_alphas,
     paired_p,
     sd_interval,
     summarize,
 )
+from excite.significance import holm_adjust
 
 Noise = str
 EXPERIMENTS = 40_000

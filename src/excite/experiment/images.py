@@ -15,8 +15,9 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from excite.errors import UserError
+from excite.significance import mcnemar_p
 
-__all__ = ["ImageLook", "look_at_images", "mcnemar_p"]
+__all__ = ["ImageLook", "look_at_images"]
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,3 @@ def look_at_images(gate: ArrayLike, plain: ArrayLike, level: float = 0.95) -> Im
         interval=interval,
         p=p,
     )
-
-
-def mcnemar_p(gained: int, lost: int) -> float:
-    """McNemar's exact two-sided p (McNemar 1947): of the images only one network has right, is it a fair coin?
-
-    ``min(1, 2 * P(Binomial(gained + lost, 1/2) <= min(gained, lost)))``; 1 where no image tells the networks apart.
-    """
-    if gained + lost == 0:
-        return 1.0
-    return min(1.0, 2 * float(stats.binom.cdf(min(gained, lost), gained + lost, 0.5)))

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
 from excite.errors import UserError
+from excite.significance import holm_adjust
 
 __all__ = [
     "POWER",
@@ -28,7 +29,6 @@ __all__ = [
     "compare_to_plain",
     "critical_difference",
     "detectable_difference",
-    "holm_adjust",
     "holm_alphas",
     "paired_p",
     "sd_interval",
@@ -154,31 +154,6 @@ def paired_p(differences: ArrayLike) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore"):
         p = 2 * stats.t.sf(np.abs(mean) / (sd / math.sqrt(n)), n - 1)
     return np.where(flat, np.where(np.abs(mean) <= _ROUNDING, 1.0, np.nan), p)
-
-
-def holm_adjust(p: ArrayLike) -> Floats:
-    """Holm's adjusted p values along the last axis (Holm 1979).
-
-    With the p values in rising order, ``adjusted_(j) = max_{i<=j} min(1, (m - i + 1) * p_(i))``. Deciding every gate
-    whose adjusted p is at most alpha keeps the chance of any false decision at or under alpha, however the tests
-    depend on each other (they do: all share plain). A NaN (no test possible) counts as p = 1 for the others and
-    stays NaN.
-
-    Args:
-        p: [..., m], one a gate.
-
-    Returns:
-        adjusted p values [..., m].
-    """
-    given = np.asarray(p, dtype=np.float64)
-    filled = np.where(np.isnan(given), 1.0, given)
-    m = filled.shape[-1]
-    order = np.argsort(filled, axis=-1, kind="stable")
-    rising = np.take_along_axis(filled, order, -1) * np.arange(m, 0, -1)
-    rising = np.minimum(np.maximum.accumulate(rising, axis=-1), 1.0)
-    adjusted = np.empty_like(filled)
-    np.put_along_axis(adjusted, order, rising, -1)
-    return np.where(np.isnan(given), np.nan, adjusted)
 
 
 def holm_alphas(p: Sequence[float], alpha: float = 0.05) -> list[float]:

@@ -185,7 +185,8 @@ def survey(
     where = _checked_where(where)
     view = View(record(model, as_inputs(example)), model)
     levels = levels_of(view)
-    places = [(place, 0 if place.level < 0 else stage_of(view, place.level, levels)) for place in _places(view, model, where)]
+    found = _places(view, model, where)
+    places = [(place, 0 if place.level < 0 else stage_of(view, place.level, levels)) for place in found]
     if stages is not None:
         chosen = _checked(stages, len(levels))
         places = [(place, stage) for place, stage in places if stage in chosen]
