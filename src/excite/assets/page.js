@@ -2,7 +2,10 @@
 (() => {
   const root = document.documentElement;
   const figures = JSON.parse(document.getElementById("figures").textContent);
-  const hidden = new Set();
+  const { makers = {}, slots = {}, options = {} } = globalThis.live || {}; // the page's own script has run before
+  const chosen = {};
+  const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+  const hidden = new Set(all('.legend [aria-pressed="false"]').map((b) => b.dataset.series));
   const touch = matchMedia("(pointer: coarse)").matches;
 
   // "@1/0.2" under a key that ends in "color" is the theme's first colour at 20 % opacity.
@@ -19,7 +22,7 @@
     if (value && typeof value === "object") {
       return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, themed(v, k)]));
     }
-    return typeof value === "string" && /color$/.test(key || "") ? color(value) : value;
+    return typeof value === "string" && /color(scale)?$/.test(key || "") ? color(value) : value;
   }
 
   const isObject = (v) => v && typeof v === "object" && !Array.isArray(v);
@@ -57,8 +60,11 @@
     modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]], toImageButtonOptions: { format: "svg" },
   };
 
+  const made = (index) => (figures[index].maker ? makers[figures[index].maker](chosen) : figures[index]);
+
   function draw(plot) {
-    const { data, layout: given } = figures[plot.dataset.figure];
+    const { data, layout: given, height } = made(plot.dataset.figure);
+    if (height) plot.style.height = `${height}px`;
     const traces = data.map((t) => ({ ...themed(t), visible: hidden.has(t.legendgroup) ? false : t.visible ?? true }));
     // Shapes and annotations of a series carry its key as their name and go with it.
     const kept = (items) => (items || []).filter((i) => !hidden.has(i.name));
@@ -66,17 +72,21 @@
     return Plotly.react(plot, traces, layout(shown), config);
   }
 
-  const plots = [...document.querySelectorAll(".plot")];
-  const drawAll = () => Promise.all(plots.filter((p) => p.offsetWidth).map(draw));
+  const drawn = (plots) => Promise.all(plots.filter((p) => p.offsetWidth).map(draw));
+  const drawAll = () => drawn(all(".plot"));
 
-  for (const details of document.querySelectorAll("details")) {
-    details.addEventListener("toggle", () => details.open && details.querySelectorAll(".plot").forEach(draw));
+  for (const details of all("details")) {
+    details.addEventListener("toggle", () => {
+      if (!details.open) return;
+      all(".plot", details).forEach(draw);
+      if (details.dataset.numbers) writeNumbers(details);
+    });
   }
-  for (const button of document.querySelectorAll(".legend button")) {
+  for (const button of all(".legend button")) {
     button.addEventListener("click", () => {
       const key = button.dataset.series;
       if (!hidden.delete(key)) hidden.add(key);
-      for (const twin of document.querySelectorAll(".legend button")) {
+      for (const twin of all(".legend button")) {
         twin.setAttribute("aria-pressed", String(!hidden.has(twin.dataset.series)));
       }
       drawAll();
@@ -85,6 +95,72 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
   addEventListener("beforeprint", () => { root.dataset.print = ""; drawAll(); });
   addEventListener("afterprint", () => { delete root.dataset.print; drawAll(); });
+
+  // --- what a reader chooses ---
+
+  function element(tag, attributes = {}, ...children) {
+    const node = document.createElement(tag);
+    for (const [k, v] of Object.entries(attributes)) node.setAttribute(k, v);
+    node.append(...children);
+    return node;
+  }
+
+  // A live figure's numbers as a table: columns are names, rows are numbers and texts.
+  function writeNumbers(details) {
+    const { columns, rows } = made(details.dataset.numbers).table;
+    const heads = columns.map((c) => {
+      const head = element("th", { scope: "col" }, element("button", { type: "button" }, element("span", {}, c)));
+      head.firstChild.addEventListener("click", () => sort(head));
+      return head;
+    });
+    const cell = (value, i) => {
+      const shown = typeof value === "number" && !Number.isInteger(value) ? value.toPrecision(4) : String(value ?? "");
+      return element(i ? "td" : "th", { "data-sort": value ?? "", ...(i ? {} : { scope: "row" }) }, shown);
+    };
+    const body = element("tbody", {}, ...rows.map((row) => element("tr", {}, ...row.map(cell))));
+    const box = element("div", { class: "box", tabindex: 0, role: "region", "aria-label": "the numbers drawn" });
+    box.append(element("table", {}, element("thead", {}, element("tr", {}, ...heads)), body));
+    details.querySelector("div").replaceChildren(box);
+  }
+
+  function offer(select) {
+    const name = select.dataset.choice;
+    if (select.dataset.filled === undefined) return;
+    const offered = options[name](chosen);
+    select.replaceChildren(...offered.map(([value, label]) => element("option", { value }, label)));
+    // What was chosen stays chosen where it is still there.
+    if (!offered.some(([value]) => value === chosen[name])) chosen[name] = offered.length ? offered[0][0] : "";
+  }
+
+  function showChosen() {
+    for (const select of all("select[data-choice]")) {
+      offer(select);
+      select.value = chosen[select.dataset.choice];
+    }
+    for (const slot of all("[data-slot]")) slots[slot.dataset.slot](chosen, slot, element);
+    for (const button of all("button[data-choice]")) {
+      button.setAttribute("aria-pressed", String(chosen[button.dataset.choice] === button.value));
+    }
+    all("details[data-numbers][open]").forEach(writeNumbers);
+  }
+
+  function choose(name, value) {
+    chosen[name] = value;
+    showChosen();
+    return drawn(all(".plot").filter((p) => figures[p.dataset.figure].maker));
+  }
+
+  for (const select of all("select[data-choice]")) {
+    chosen[select.dataset.choice] ??= select.value;
+    select.addEventListener("change", () => choose(select.dataset.choice, select.value));
+  }
+  // Buttons in slots come and go.
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button[data-choice]");
+    if (button) choose(button.dataset.choice, button.value);
+  });
+
+  // --- tables ---
 
   function sort(head) {
     const table = head.closest("table");
@@ -105,9 +181,10 @@
     const body = table.tBodies[0];
     body.append(...[...body.rows].sort(order));
   }
-  for (const head of document.querySelectorAll("thead th")) {
+  for (const head of all("thead th")) {
     head.querySelector("button").addEventListener("click", () => sort(head));
   }
 
+  showChosen();
   drawAll().then(() => { root.dataset.ready = ""; });
 })();

@@ -14,13 +14,32 @@ Figures are plain plotly dicts (plotly.js is inlined from the package, MIT licen
 any key that ends in "color", ``"@1"`` to ``"@7"``, ``"@plain"``, ``"@ink"``, ``"@muted"``, ``"@grid"``, ``"@line"`` and
 ``"@paper"`` become the theme's colour, and ``"@1/0.2"`` the same at 20 % opacity. A legend button shows and hides the
 traces whose ``legendgroup``, and the shapes and annotations whose ``name``, is its series' key.
+
+Where what is drawn depends on what a reader chooses, the page has lists (``Section.choices``), a strip of buttons and
+slots, and a script of its own that draws: see ``Live``.
 """
 
 from __future__ import annotations
 
+from excite.page.controls import Choice, Live, Meter, Option
 from excite.page.document import Figure, Page, Section
 from excite.page.series import Series, series_styles
 from excite.page.tables import Cell, Row, Table
 from excite.page.text import figure_text, write_text
 
-__all__ = ["Cell", "Figure", "Page", "Row", "Section", "Series", "Table", "figure_text", "series_styles", "write_text"]
+__all__ = [
+    "Cell",
+    "Choice",
+    "Figure",
+    "Live",
+    "Meter",
+    "Option",
+    "Page",
+    "Row",
+    "Section",
+    "Series",
+    "Table",
+    "figure_text",
+    "series_styles",
+    "write_text",
+]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from excite.page.controls import Choice, Live, Option, choice_html, strip_html
 from excite.page.series import Series, swatch
 from excite.page.tables import Table, table_html
 from excite.page.text import escape, json_text, write_text
@@ -30,15 +31,18 @@ class Figure:
         height: in pixels.
         table: the drawn numbers, folded below: the figure for who cannot see it.
         wide: takes the whole width; other figures stand side by side where there is room.
+        maker: the maker of the page's script that draws it, by what a reader chose, see ``Live``; its numbers are
+            folded below without a table here.
     """
 
     title: str
-    data: Sequence[Mapping[str, Any]]
+    data: Sequence[Mapping[str, Any]] = ()
     layout: Mapping[str, Any] = field(default_factory=dict)
     caption: str = ""
     height: int = 360
     table: Table | None = None
     wide: bool = False
+    maker: str = ""
 
 
 class Section:
@@ -71,11 +75,11 @@ class Section:
         self._parts.append(table_html(table))
         return self
 
-    def legend(self, series: Iterable[Series]) -> Section:
-        """Adds buttons that show and hide each series in all figures of the page."""
+    def legend(self, series: Iterable[Series], *, shown: Container[str] | None = None) -> Section:
+        """Adds buttons that show and hide each series in all figures of the page; at first ``shown``, or all."""
         buttons = "".join(
-            f'<button type="button" aria-pressed="true" data-series="{escape(s.key)}">'
-            f"{swatch(s)}<span>{escape(s.label)}</span></button>"
+            f'<button type="button" aria-pressed="{"true" if shown is None or s.key in shown else "false"}" '
+            f'data-series="{escape(s.key)}">{swatch(s)}<span>{escape(s.label)}</span></button>'
             for s in series
         )
         label = "Show or hide in all figures"
@@ -86,6 +90,21 @@ class Section:
         """Adds figures, side by side where there is room."""
         drawn = "".join(self._page._figure(f) for f in figures)
         self._parts.append(f'<div class="figures">{drawn}</div>')
+        return self
+
+    def choices(self, *choices: Choice) -> Section:
+        """Adds lists to choose from, for the page's script."""
+        self._parts.append(f'<div class="choices">{"".join(map(choice_html, choices))}</div>')
+        return self
+
+    def strip(self, name: str, label: str, groups: Mapping[str, Sequence[Option]]) -> Section:
+        """Adds buttons in named groups that make the choice of this name; ``label`` is read out."""
+        self._parts.append(strip_html(name, label, groups))
+        return self
+
+    def slot(self, name: str) -> Section:
+        """Adds what the page's script fills."""
+        self._parts.append(f'<div class="slot" data-slot="{escape(name)}" aria-live="polite"></div>')
         return self
 
     def folded(self, summary: str) -> Section:
@@ -107,10 +126,13 @@ class Page:
         title: the page's heading and window title.
         lead: the sentence a reader should leave with, set large under the title; with several, the first stands out.
         about: a small line above the title (what made this, when).
+        live: the script of figures and slots that depend on what a reader chooses.
     """
 
-    def __init__(self, title: str, *, lead: str | Sequence[str] = (), about: str = "") -> None:
-        self.title, self.about = title, about
+    def __init__(
+        self, title: str, *, lead: str | Sequence[str] = (), about: str = "", live: Live | None = None
+    ) -> None:
+        self.title, self.about, self.live = title, about, live
         self.lead = (lead,) if isinstance(lead, str) else tuple(lead)
         self._sections: list[Section] = []
         self._figures: list[dict[str, Any]] = []
@@ -132,7 +154,11 @@ class Page:
         Raises:
             ValueError: a figure holds a number that is not finite (JSON has none: give None for a gap).
         """
-        scripts = [_asset("plotly-cartesian.min.js"), _asset("page.js")] if self._figures else [_asset("page.js")]
+        names = [*(["plotly-cartesian.min.js"] if self._figures else []), *([self.live.script] if self.live else [])]
+        scripts = [_asset(name) for name in (*names, "page.js")]
+        data = ""
+        if self.live:
+            data = f'<script type="application/json" id="data">{json_text(self.live.data)}</script>\n'
         policy = (
             "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
             f"script-src {' '.join(_hash(s) for s in scripts)}"
@@ -153,7 +179,7 @@ class Page:
         return (
             f'<!doctype html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n<main>\n'
             f"<header>{about}<h1>{escape(self.title)}</h1>{lead}</header>\n{noscript}\n{body}\n</main>\n"
-            f'<script type="application/json" id="figures">{json_text(self._figures)}</script>\n'
+            f'<script type="application/json" id="figures">{json_text(self._figures)}</script>\n{data}'
             + "\n".join(f"<script>{s}</script>" for s in scripts)
             + "\n</body>\n</html>\n"
         )
@@ -165,10 +191,15 @@ class Page:
     def _figure(self, figure: Figure) -> str:
         index = len(self._figures)
         self._figures.append({"data": list(figure.data), "layout": dict(figure.layout)})
+        if figure.maker:
+            self._figures[-1]["maker"] = figure.maker
         caption = f"<p>{escape(figure.caption)}</p>" if figure.caption else ""
         numbers = ""
-        if figure.table:
-            numbers = f"<details><summary>The numbers drawn</summary><div>{table_html(figure.table)}</div></details>"
+        if figure.table or figure.maker:
+            # A live figure's numbers are written when they are asked for.
+            table = table_html(figure.table) if figure.table else ""
+            kind = f' data-numbers="{index}"' if figure.maker else ""
+            numbers = f"<details{kind}><summary>The numbers drawn</summary><div>{table}</div></details>"
         wide = ' class="wide"' if figure.wide else ""
         return (
             f'<figure{wide} aria-labelledby="f{index}"><h3 id="f{index}">{escape(figure.title)}</h3>'
