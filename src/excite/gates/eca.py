@@ -19,48 +19,24 @@ Where published code and paper part:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from excite.errors import UserError
 from excite.gates.base import Gate, GateConfig
 from excite.gates.functions import gate_function, zero_parameters
-from excite.gates.neighbours import (
+from excite.gates.kernel_sizes import (
     DEFAULT_BETA,
     DEFAULT_GAMMA,
-    adaptive_kernel_size,
+    RELEASED_KERNEL_SIZES,
+    KernelSize,
     check_kernel_options,
-    neighbours,
+    kernel_size_for,
 )
+from excite.gates.neighbours import neighbours
 
 __all__ = ["ECA", "RELEASED_KERNEL_SIZES", "ECAConfig", "KernelSize"]
-
-KernelSize = (
-    int
-    | Literal[
-        "adaptive",
-        "released:resnet18",
-        "released:resnet34",
-        "released:resnet50",
-        "released:resnet101",
-        "released:resnet152",
-        "released:mobilenetv2",
-    ]
-    | None
-)
-
-# k by the channels of a block's output, as the names of the released weight files and the training code give them.
-RELEASED_KERNEL_SIZES: dict[str, dict[int, int]] = {
-    "released:resnet18": {64: 3, 128: 5, 256: 7, 512: 7},
-    "released:resnet34": {64: 3, 128: 3, 256: 5, 512: 7},
-    "released:resnet50": {256: 3, 512: 5, 1024: 5, 2048: 7},
-    "released:resnet101": {256: 3, 512: 3, 1024: 5, 2048: 7},
-    "released:resnet152": {256: 3, 512: 3, 1024: 5, 2048: 7},
-    # The training code's rule is k = 1 below 96 channels and 3 from there; these are the widths it was trained at.
-    "released:mobilenetv2": {16: 1, 24: 1, 32: 1, 64: 1, 96: 3, 160: 3, 320: 3},
-}
 
 
 @dataclass(frozen=True)
@@ -86,17 +62,7 @@ class ECAConfig(GateConfig):
         Raises:
             ValueError: the released sizes of a network are asked for at a width it does not have.
         """
-        if self.kernel_size is None:
-            return adaptive_kernel_size(channels, self.gamma, self.beta)
-        if isinstance(self.kernel_size, int):
-            return self.kernel_size
-        sizes = RELEASED_KERNEL_SIZES[self.kernel_size]
-        if channels not in sizes:
-            raise UserError(
-                f"gate 'eca': {self.kernel_size!r} has sizes for {', '.join(map(str, sizes))} channels, "
-                f"not for {channels}; give kernel_size=adaptive or an odd number"
-            )
-        return sizes[channels]
+        return kernel_size_for(channels, self.kernel_size, self.gamma, self.beta)
 
     def build(self, channels: int) -> ECA:
         """The gate for maps with ``channels`` channels."""

@@ -19,13 +19,8 @@ from torch import Tensor, nn
 
 from excite.gates.base import Gate, GateConfig
 from excite.gates.functions import gate_function
-from excite.gates.neighbours import (
-    DEFAULT_BETA,
-    DEFAULT_GAMMA,
-    adaptive_kernel_size,
-    check_kernel_options,
-    neighbours,
-)
+from excite.gates.kernel_sizes import DEFAULT_BETA, DEFAULT_GAMMA, check_kernel_options, kernel_size_for
+from excite.gates.neighbours import neighbours
 
 __all__ = ["ECANS", "ECANSConfig"]
 
@@ -85,8 +80,7 @@ class ECANS(Gate):
     ) -> None:
         config = ECANSConfig(kernel_size, gamma, beta, neutral)
         super().__init__(channels, config)
-        explicit = config.kernel_size if isinstance(config.kernel_size, int) else None
-        self.kernel_size = explicit or adaptive_kernel_size(channels, config.gamma, config.beta)
+        self.kernel_size = kernel_size_for(channels, config.kernel_size, config.gamma, config.beta)
         self.neutral = config.neutral
         self.weight = nn.Parameter(torch.empty(channels, self.kernel_size))
         self.reset_parameters()

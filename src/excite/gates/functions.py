@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from excite.errors import UserError
+from excite.gates.function_names import (
+    GATE_FUNCTIONS,
+    PIECEWISE_SLOPE,
+    ActivationName,
+    GateFunctionName,
+    check_slope,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -22,19 +27,12 @@ __all__ = [
     "zero_parameters",
 ]
 
-ActivationName = Literal["relu", "silu", "gelu", "hard_swish"]
-GateFunctionName = Literal["sigmoid", "hard_sigmoid", "tanh", "relu"]
-
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "silu": F.silu,
     "gelu": F.gelu,
     "hard_swish": F.hardswish,
 }
-GATE_FUNCTIONS: tuple[str, ...] = get_args(GateFunctionName)
-
-# relu6(x + 3) / 6, the hard sigmoid of PyTorch, Keras 3 and Paddle 2.
-PIECEWISE_SLOPE = 1 / 6
 
 
 def gate_function(x: Tensor, name: str, slope: float = PIECEWISE_SLOPE, *, neutral: bool = False) -> Tensor:
@@ -67,14 +65,3 @@ def zero_parameters(layer: nn.Module) -> None:
     """Start a gate's last layer at zero, where its neutral form is exactly 1."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
-
-
-def check_slope(gate: str, function: str, slope: float) -> None:
-    """Refuse a slope that is not positive, or that the chosen gate function would not use."""
-    if slope <= 0:
-        raise UserError(f"gate {gate!r}: hard_sigmoid_slope={slope} must be above 0 (1/6 and 0.2 are in use)")
-    if slope != PIECEWISE_SLOPE and function != "hard_sigmoid":
-        raise UserError(
-            f"gate {gate!r}: hard_sigmoid_slope={slope} has no effect with gate_function={function!r}; "
-            "give gate_function='hard_sigmoid' or leave the slope out"
-        )
