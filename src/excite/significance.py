@@ -145,9 +145,9 @@ def _phi(both: int, first: int, second: int, neither: int) -> float:
     margins = (both + first) * (second + neither) * (both + second) * (first + neither)
     if margins == 0:
         return 0.0
-    numerator = both * neither - first * second
+    numerator = float(both * neither - first * second)
     if numerator > 0:
-        numerator = max(numerator - n / 2, 0)
+        numerator = max(numerator - n / 2, 0.0)
     return numerator / math.sqrt(margins)
 
 

@@ -3,7 +3,50 @@
 from __future__ import annotations
 
 from excite.analysis.batches import ImageBatch, ImageBatches
+from excite.analysis.knockout import KnockOut, KnockOuts, knock_out
 from excite.analysis.record import GateRecord, Images, SiteRecord
 from excite.analysis.recording import record_gates
+from excite.analysis.statistics import (
+    Channels,
+    ClassMeans,
+    Opened,
+    Saturation,
+    Specificity,
+    class_means,
+    effective_rank,
+    kinds_of_channels,
+    omega_squared,
+    opened,
+    pooled_omega_squared,
+    saturation,
+    site_correlation,
+    specificity,
+    z_scores,
+)
 
-__all__ = ["GateRecord", "ImageBatch", "ImageBatches", "Images", "SiteRecord", "record_gates"]
+__all__ = [
+    "Channels",
+    "ClassMeans",
+    "GateRecord",
+    "ImageBatch",
+    "ImageBatches",
+    "Images",
+    "KnockOut",
+    "KnockOuts",
+    "Opened",
+    "Saturation",
+    "SiteRecord",
+    "Specificity",
+    "class_means",
+    "effective_rank",
+    "kinds_of_channels",
+    "knock_out",
+    "omega_squared",
+    "opened",
+    "pooled_omega_squared",
+    "record_gates",
+    "saturation",
+    "site_correlation",
+    "specificity",
+    "z_scores",
+]
