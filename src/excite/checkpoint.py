@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from excite.errors import UserError
 from excite.networks import NetworkSpec, build, seeded
 from excite.surgery import Attached, attached
+from excite.surgery.constants import Slimmed, slim_at_, slimmed
 
 __all__ = ["Checkpoint", "read_checkpoint", "save_checkpoint"]
 
@@ -47,6 +48,7 @@ class Checkpoint:
         extra: whatever else the writer kept.
         state_dict: every parameter and buffer on the CPU, by name, in the dtype it was saved in.
         attached: the gates that were attached to the network, and where.
+        slimmed: what became of gates that ``excite.slim`` replaced by constants.
     """
 
     path: Path
@@ -57,6 +59,7 @@ class Checkpoint:
     extra: dict[str, Any]
     state_dict: dict[str, Tensor] = field(repr=False)
     attached: tuple[Attached, ...] = ()
+    slimmed: tuple[Slimmed, ...] = ()
 
     def load(self, *, impl: str = "auto", trust: bool = False) -> nn.Module:
         """The network with its weights, on the CPU, in eval mode and in the dtype it was saved in.
@@ -77,7 +80,9 @@ class Checkpoint:
                 "load it with trust=True (`excite eval --trust true`)"
             )
         with torch.device("cpu"), seeded(0):
-            model = build(self.spec, impl=impl, attached=self.attached or None)
+            # A slimmed network's attached gates are those listed, and no others that its spec would attach.
+            model = build(self.spec, impl=impl, attached=self.attached if self.slimmed else self.attached or None)
+            slim_at_(model, self.slimmed)
         saved, own = self.state_dict, model.state_dict()
         wrong = sorted(saved.keys() ^ own.keys())
         wrong += [key for key in own if key in saved and saved[key].shape != own[key].shape]
@@ -107,8 +112,8 @@ def save_checkpoint(
 
     Args:
         path: the file, by custom ``*.safetensors``; its folder is made where missing. One that is there is replaced.
-        model: the network that ``spec`` builds, gates attached to it or not; wrappers of ``torch.compile`` and DDP are
-            looked through.
+        model: the network that ``spec`` builds, gates attached to it or not, slimmed or not; wrappers of
+            ``torch.compile`` and DDP are looked through.
         spec: how to build it again.
         classes: names of the classes, by output.
         preprocessing: how an image becomes an input, JSON-able.
@@ -131,6 +136,7 @@ def save_checkpoint(
         "metrics": dict(metrics),
         "extra": dict(extra or {}),
         "attached": [item.to_dict() for item in attached(_unwrapped(model))],
+        "slimmed": [item.to_dict() for item in slimmed(_unwrapped(model))],
         "shared": shared,
     }
     for part, value in entry.items():
@@ -223,6 +229,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             metrics=entry["metrics"],
             extra=entry["extra"],
             attached=tuple(Attached(**item) for item in entry.get("attached", ())),
+            slimmed=tuple(Slimmed(**item) for item in entry.get("slimmed", ())),
             state_dict=tensors | {key: tensors[other] for key, other in entry["shared"].items()},
         )
     except UserError as error:

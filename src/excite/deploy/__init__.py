@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from excite.deploy.folding import FoldedGate, fold_gates_
 from excite.deploy.fuse import FusedNetwork, FuseReport, GateFate, fuse
 
-__all__ = ["FuseReport", "FusedNetwork", "GateFate", "fuse"]
+__all__ = ["FoldedGate", "FuseReport", "FusedNetwork", "GateFate", "fold_gates_", "fuse"]

@@ -184,6 +184,7 @@ def put_gate(model: nn.Module, name: str, gate: nn.Module | None) -> None:
         items = [replace(i, gate=_written(gate)) if i.name == name else i for i in attached(model)]
         write_down(model, items)
     elif isinstance(parent, GatedBlock) and own == "gate":
+        del parent.gate  # None is no child, as in a block that never had one
         parent.gate = gate
     else:
         replace_module(model, name, nn.Identity() if gate is None else gate)
