@@ -15,15 +15,21 @@ from numpy.typing import ArrayLike, NDArray
 from excite.errors import UserError
 
 __all__ = [
+    "ROUNDING",
     "benjamini_hochberg",
     "bootstrap_means",
     "holm_adjust",
     "mcnemar_p",
+    "normal_quantile",
+    "paired_p",
     "paired_proportions",
     "wilson_interval",
 ]
 
 Floats = NDArray[np.float64]
+
+ROUNDING = 1e-12
+"""A spread or mean this far below the numbers it is of is rounding: accuracies are multiples of 1 / images."""
 
 
 def holm_adjust(p: ArrayLike) -> Floats:
@@ -76,6 +82,32 @@ def benjamini_hochberg(p: ArrayLike) -> Floats:
     return np.where(np.isnan(given), np.nan, adjusted)
 
 
+def paired_p(differences: ArrayLike) -> Floats:
+    """Two-sided p values of the paired t test, along the last axis.
+
+    ``t = mean / (sd / sqrt(n))`` and ``p = 2 * P(T_{n-1} > |t|)``. NaN where no test is possible: one pair, or equal
+    differences that are not 0. Differences that are all exactly 0 give p = 1.
+
+    Args:
+        differences: [..., n], one minus the other, one a pair.
+
+    Returns:
+        p values [...].
+    """
+    from scipy import stats
+
+    d = np.asarray(differences, dtype=np.float64)
+    n = d.shape[-1]
+    mean = d.mean(-1)
+    if n < 2:
+        return np.full(mean.shape, np.nan)
+    sd = d.std(-1, ddof=1)
+    flat = sd <= ROUNDING * np.maximum(1.0, np.abs(d).max(-1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = 2 * stats.t.sf(np.abs(mean) / (sd / math.sqrt(n)), n - 1)
+    return np.where(flat, np.where(np.abs(mean) <= ROUNDING, 1.0, np.nan), p)
+
+
 def mcnemar_p(gained: int, lost: int) -> float:
     """McNemar's exact two-sided p (McNemar 1947): of the images only one network has right, is it a fair coin?
 
@@ -93,8 +125,7 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float,
 
     ``(p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)`` with ``p = successes / n``.
     """
-    _check_level(level)
-    z = _normal_quantile(level)
+    z = normal_quantile(level)
     p, spread = successes / n, z * z / n
     half = z * math.sqrt(p * (1 - p) / n + spread / (4 * n))
     low, high = (p + spread / 2 - half) / (1 + spread), (p + spread / 2 + half) / (1 + spread)
@@ -190,7 +221,9 @@ def bootstrap_means(
     return centre + low.reshape(centre.shape), centre + high.reshape(centre.shape)
 
 
-def _normal_quantile(level: float) -> float:
+def normal_quantile(level: float) -> float:
+    """How many standard errors to each side an interval of this coverage takes: 1.96 for 0.95."""
+    _check_level(level)
     return NormalDist().inv_cdf((1 + level) / 2)
 
 

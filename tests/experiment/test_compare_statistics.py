@@ -14,11 +14,10 @@ from excite.experiment.statistics import (
     critical_difference,
     detectable_difference,
     holm_alphas,
-    paired_p,
     sd_interval,
     summarize,
 )
-from excite.significance import holm_adjust
+from excite.significance import holm_adjust, paired_p
 
 Noise = str
 EXPERIMENTS = 40_000

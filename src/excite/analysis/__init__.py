@@ -6,21 +6,18 @@ from excite.analysis.batches import ImageBatch, ImageBatches
 from excite.analysis.knockout import KnockOut, KnockOuts, knock_out
 from excite.analysis.record import GateRecord, Images, SiteRecord
 from excite.analysis.recording import record_gates
+from excite.analysis.specificity import Specificity, omega_squared, pooled_omega_squared, specificity
 from excite.analysis.statistics import (
     Channels,
     ClassMeans,
     Opened,
     Saturation,
-    Specificity,
     class_means,
     effective_rank,
     kinds_of_channels,
-    omega_squared,
     opened,
-    pooled_omega_squared,
     saturation,
     site_correlation,
-    specificity,
     z_scores,
 )
 

@@ -125,6 +125,7 @@ class Accumulator:
             gate=place.gate,
             stage=place.stage,
             label=place.label,
+            range=place.range,
             low=place.low,
             high=place.high,
             count=self._moments.count.copy(),

@@ -17,7 +17,7 @@ from excite.analysis.moments import Floats, Ints
 from excite.analysis.record import GateRecord, SiteRecord
 from excite.analysis.taps import Taps, tapped
 from excite.errors import UserError, unknown
-from excite.significance import bootstrap_means, holm_adjust, mcnemar_p, paired_proportions
+from excite.significance import bootstrap_means, holm_adjust, mcnemar_p, paired_p, paired_proportions
 from excite.training.progress import Bar, Silent
 
 __all__ = ["MODES", "KnockOut", "KnockOuts", "Mode", "knock_out"]
@@ -36,12 +36,14 @@ class KnockOut:
         mode: what replaced s: "mean", "one" or "shuffle".
         loss_change: mean over images of cross-entropy with it replaced, less with it; above 0, the gate helps.
         loss_interval: bootstrap interval of that.
+        loss_p: two-sided, by the paired t test over images.
+        loss_p_holm: corrected by Holm over all replacements made together.
         accuracy_change: accuracy with it replaced, less with it, a fraction; below 0, the gate helps.
         accuracy_interval: Newcombe's interval of that, see ``paired_proportions``.
+        accuracy_p: two-sided, by McNemar's exact test.
+        accuracy_p_holm: corrected by Holm over all replacements made together.
         gained: images that are right only with it replaced.
         lost: images that are right only with it.
-        p: two-sided, by McNemar's exact test on these.
-        p_holm: corrected by Holm over all replacements made together.
         loss: cross-entropy of each image with it replaced, float64 [n], in the order of ``KnockOuts.index``.
         correct: whether each is then right, bool [n].
     """
@@ -50,12 +52,14 @@ class KnockOut:
     mode: Mode
     loss_change: float
     loss_interval: tuple[float, float]
+    loss_p: float
+    loss_p_holm: float
     accuracy_change: float
     accuracy_interval: tuple[float, float]
+    accuracy_p: float
+    accuracy_p_holm: float
     gained: int
     lost: int
-    p: float
-    p_holm: float
     loss: Floats
     correct: Bools
 
@@ -258,8 +262,9 @@ def _summed_up(
     low, high = bootstrap_means(changes, level=level, resamples=resamples, seed=seed)
     right, was = correct[:, 1:], correct[:, :1]
     gained, lost = (right & ~was).sum(0), (was & ~right).sum(0)
+    loss_p = paired_p(changes.T)
     p = [mcnemar_p(int(g), int(m)) for g, m in zip(gained, lost, strict=True)]
-    adjusted = holm_adjust(p)
+    loss_p_holm, p_holm = holm_adjust(loss_p), holm_adjust(p)
     items = []
     for i, (site, mode) in enumerate((site, mode) for site in sites for mode in modes):
         both, neither = int((right[:, i] & was[:, 0]).sum()), int((~right[:, i] & ~was[:, 0]).sum())
@@ -269,12 +274,14 @@ def _summed_up(
                 mode=mode,
                 loss_change=float(changes[:, i].mean()),
                 loss_interval=(float(low[i]), float(high[i])),
+                loss_p=float(loss_p[i]),
+                loss_p_holm=float(loss_p_holm[i]),
                 accuracy_change=float(int(gained[i]) - int(lost[i])) / len(loss),
                 accuracy_interval=paired_proportions(both, int(gained[i]), int(lost[i]), neither, level),
+                accuracy_p=p[i],
+                accuracy_p_holm=float(p_holm[i]),
                 gained=int(gained[i]),
                 lost=int(lost[i]),
-                p=p[i],
-                p_holm=float(adjusted[i]),
                 loss=loss[:, 1 + i].copy(),
                 correct=right[:, i].copy(),
             )

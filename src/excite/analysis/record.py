@@ -82,9 +82,11 @@ class SiteRecord:
         gate: the gate's text, or the name of its class where ``excite`` has no such gate.
         stage: counted from 1 by resolution, finest first, as in ``find_sites``; 0 where it is not known.
         label: the block it stands in.
-        low: an s at or under it counts as near 0: a twentieth of the gate function's largest value.
-        high: an s at or over it counts as near 1 (in neutral gates near 2): that value less a twentieth; infinite for
-            gate functions without a largest value. Beyond these a sigmoid has under a fifth of its largest slope.
+        range: what the gate function can give: 0 to 1 for sigmoids, 0 to 2 in their neutral form, -1 to 1 for tanh, 0
+            to infinity for ReLU.
+        low: an s at or under it counts as near 0, the lower end: a twentieth of the range from it. Beyond it a sigmoid
+            has under a fifth of its largest slope.
+        high: an s at or over it counts as near 1, the upper end, likewise; infinite where there is no such end.
         count: images of each class, int64 [K].
         mean: mean s of each class, float64 [K, C]; 0 for classes without images.
         m2: sum over the class's images of (s - mean)^2, float64 [K, C].
@@ -101,6 +103,7 @@ class SiteRecord:
     gate: str
     stage: int
     label: str
+    range: tuple[float, float]
     low: float
     high: float
     count: Ints

@@ -1,8 +1,7 @@
-"""What a record says about gates: pure functions, each defined by its formula.
+"""What a record says about gates: pure functions, each defined by its formula; ``specificity`` stands by itself.
 
 s is the channel scale of a gate, one number a channel c and image i; k is an image's class. Statistics by class and of
-single channels are exact, over all images of the record; those that look at channels together, and tests by
-permutation, are of its sample.
+single channels are exact, over all images of the record; those that look at channels together are of its sample.
 """
 
 from __future__ import annotations
@@ -13,10 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from excite.analysis.moments import Floats, Ints, Moments
+from excite.analysis.moments import Floats, Ints
 from excite.analysis.record import GateRecord, SiteRecord, smallest
 from excite.errors import UserError
-from excite.significance import benjamini_hochberg, holm_adjust
 
 __all__ = [
     "CONSTANT_SD",
@@ -24,16 +22,12 @@ __all__ = [
     "ClassMeans",
     "Opened",
     "Saturation",
-    "Specificity",
     "class_means",
     "effective_rank",
     "kinds_of_channels",
-    "omega_squared",
     "opened",
-    "pooled_omega_squared",
     "saturation",
     "site_correlation",
-    "specificity",
     "z_scores",
 ]
 
@@ -41,11 +35,6 @@ Bools = NDArray[np.bool_]
 
 CONSTANT_SD = 0.01
 """Standard deviation over images up to which a channel counts as nearly constant: a hundredth of a sigmoid's range."""
-
-# Permuted label matrices are multiplied in stacks, as far as this many numbers hold.
-_STACK = 4_000_000
-# From so many classes on, adding rows up beats multiplying by a matrix that is nearly all zeros.
-_MANY_CLASSES = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,143 +59,6 @@ def class_means(site: SiteRecord) -> ClassMeans:
     """
     mean = np.where(site.count[:, None] > 0, site.mean, np.nan)
     return ClassMeans(mean, site.class_sd, site.count)
-
-
-# --- class specificity ---
-
-
-def omega_squared(moments: Moments) -> Floats:
-    """The share of a channel's variance that goes with the class, without the bias of the raw share (Hays 1963).
-
-    With SSB = sum_k n_k (mean_k - mean)^2, SSW = sum_k m2_k, SST = SSB + SSW over n images of K classes (those that
-    have images) and MSW = SSW / (n - K):
-
-        omega^2 = (SSB - (K - 1) MSW) / (SST + MSW)
-
-    The raw share SSB / SST grows with K by chance alone. omega^2 is about 0 where classes do not matter (and may fall
-    below), and 1 where images of a class are all alike and classes are not.
-
-    Returns:
-        [C]; 0 for channels that never change; NaN with fewer than two classes, or no class of two images.
-    """
-    top, bottom = _omega_parts(moments)
-    return np.divide(top, bottom, out=np.where(np.isnan(top), np.nan, 0.0), where=bottom > 0)
-
-
-def pooled_omega_squared(moments: Moments) -> float:
-    """omega^2 of a whole gate: both sides of the fraction added up over channels, which so weigh by their variance."""
-    top, bottom = (float(part.sum()) for part in _omega_parts(moments))
-    return top / bottom if bottom > 0 else (top if np.isnan(top) else 0.0)
-
-
-def _omega_parts(moments: Moments) -> tuple[Floats, Floats]:
-    there = moments.count > 0
-    count, mean = moments.count[there][:, None], moments.mean[there]
-    n, k = int(count.sum()), len(count)
-    if k < 2 or n <= k:
-        return np.full(mean.shape[1], np.nan), np.full(mean.shape[1], np.nan)
-    between = (count * np.square(mean - (count * mean).sum(0) / n)).sum(0)
-    within = moments.m2[there].sum(0)
-    error = within / (n - k)
-    return between - (k - 1) * error, between + within + error
-
-
-@dataclass(frozen=True, eq=False)
-class Specificity:
-    """How far a gate tells classes apart.
-
-    Attributes:
-        site: name of the gate.
-        omega2: omega^2 of the whole gate, see ``pooled_omega_squared``.
-        channels: omega^2 of each channel, [C].
-        p: chance of a pooled value as large as the sample's, were labels dealt to its images at random.
-        p_holm: the same, corrected by Holm over the gates of the record.
-        p_channels: of each channel, [C].
-        q_channels: corrected by Benjamini and Hochberg over the gate's channels, [C].
-        permutations: how often labels were dealt out; no p is below 1 / (permutations + 1).
-    """
-
-    site: str
-    omega2: float
-    channels: Floats
-    p: float
-    p_holm: float
-    p_channels: Floats
-    q_channels: Floats
-    permutations: int
-
-
-def specificity(record: GateRecord, *, permutations: int = 999, seed: int = 0) -> tuple[Specificity, ...]:
-    """Class specificity of every gate, with a permutation test (Phipson and Smyth 2010).
-
-    omega^2 is of all images. For p, labels are dealt to the images of the sample at random, B times, the same deals for
-    all gates: ``p = (1 + #{B: omega^2 at least the sample's}) / (1 + B)``, which keeps its level exactly, whatever the
-    distribution of s.
-
-    Args:
-        record: of at least two classes.
-        permutations: B; 0 for none (p is then 1).
-        seed: of the deals.
-
-    Returns:
-        One for each gate, in the order of execution.
-    """
-    if permutations < 0:
-        raise UserError(f"permutations={permutations}: give 0 or more")
-    labels = record.sample_labels
-    rng = np.random.default_rng(seed)
-    deals = np.stack([np.arange(len(labels)), *(rng.permutation(len(labels)) for _ in range(permutations))])
-    found = []
-    for site in record.sites:
-        between = _between(site.sample, labels, deals)
-        found.append((_tail_share(between.sum(1, keepdims=True)).item(), _tail_share(between)))
-    adjusted = holm_adjust([p for p, _ in found]) if found else ()
-    return tuple(
-        Specificity(
-            site=site.name,
-            omega2=pooled_omega_squared(site.moments),
-            channels=omega_squared(site.moments),
-            p=p,
-            p_holm=float(p_holm),
-            p_channels=p_channels,
-            q_channels=benjamini_hochberg(p_channels),
-            permutations=permutations,
-        )
-        for site, (p, p_channels), p_holm in zip(record.sites, found, adjusted, strict=True)
-    )
-
-
-def _between(sample: NDArray[np.float32], labels: Ints, deals: Ints) -> Floats:
-    """SSB of each channel under each deal of the images to the labels' places, [deals, C].
-
-    omega^2 rises with SSB, of one channel and pooled, since SST is the same for every deal.
-    """
-    s = sample.astype(np.float64)
-    s -= s.mean(0) if len(s) else 0
-    order = np.argsort(labels, kind="stable")
-    _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
-    weights = 1 / np.sqrt(counts)
-    result = np.empty((len(deals), s.shape[1]))
-    if len(counts) > _MANY_CLASSES:
-        for i, deal in enumerate(deals):
-            sums = np.add.reduceat(s[deal[order]], starts) * weights[:, None]
-            result[i] = np.square(sums).sum(0)
-        return result
-    k, which = len(counts), np.searchsorted(starts, np.argsort(order), "right") - 1
-    at_once = max(1, _STACK // max(k * max(s.shape), 1))
-    for start in range(0, len(deals), at_once):
-        stack = deals[start : start + at_once]
-        chosen = np.zeros((len(stack), k, len(s)))
-        # Image deal[j] has the label of place j.
-        chosen[np.arange(len(stack))[:, None], which, stack] = weights[which]
-        sums = (chosen.reshape(-1, len(s)) @ s).reshape(len(stack), k, -1)
-        result[start : start + at_once] = np.square(sums).sum(1)
-    return result
-
-
-def _tail_share(values: Floats) -> Floats:
-    """For each column, the share of rows at least as large as the first, which is one of them; rounding aside."""
-    return (values >= values[0] * (1 - 1e-12)).mean(0)
 
 
 # --- saturation, and channels that do nothing ---

@@ -29,7 +29,7 @@ from excite.surgery.zoo_gates import read_gate
 __all__ = ["Place", "Taps", "tapped"]
 
 NEAR = 0.05
-"""How near its ends, as a share of its largest value, a gate function counts as saturated."""
+"""How near an end of its range, as a share of it, a gate function counts as saturated."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Place:
         stage: as ``SiteRecord.stage``.
         label: the block it stands in.
         channels: C.
-        low, high: as ``SiteRecord``.
+        range, low, high: as ``SiteRecord``.
     """
 
     name: str
@@ -50,8 +50,19 @@ class Place:
     stage: int
     label: str
     channels: int
-    low: float
-    high: float
+    range: tuple[float, float]
+
+    @property
+    def low(self) -> float:
+        """At or under it, s is near the lower end of its range."""
+        bottom, top = self.range
+        return bottom + NEAR * (top - bottom if math.isfinite(top) else 1.0)
+
+    @property
+    def high(self) -> float:
+        """At or over it, s is near the upper end of its range."""
+        bottom, top = self.range
+        return top - NEAR * (top - bottom) if math.isfinite(top) else top
 
 
 Replacement = Callable[[Tensor], Tensor]
@@ -114,10 +125,10 @@ class Taps:
     def _place(self, name: str, channels: int) -> Place:
         module = self._view.modules[name.partition("#")[0]]
         gate = module if isinstance(module, Gate) else read_gate(module, channels)
-        low, high = _bounds(None if gate is None else gate.config)
+        ends = _range(None if gate is None else gate.config)
         text = type(module).__name__ if gate is None else str(gate.config)
         stage, label = self._where(name.partition("#")[0])
-        return Place(name, text, stage, label, channels, low, high)
+        return Place(name, text, stage, label, channels, ends)
 
     def _where(self, name: str) -> tuple[int, str]:
         """Stage, and the block that the gate is in."""
@@ -173,14 +184,17 @@ def tapped(model: nn.Module, example: Tensor | Sequence[Any]) -> Iterator[Taps]:
         yield taps
 
 
-def _bounds(config: GateConfig | None) -> tuple[float, float]:
-    """From which s on a gate counts as near its lower and its upper end."""
+def _range(config: GateConfig | None) -> tuple[float, float]:
+    """What a gate function can give; of a gate that is not known, what most give."""
     options = {} if config is None else config.options()
-    function, neutral = options.get("gate_function", "sigmoid"), options.get("neutral", False)
-    if function == "relu":
-        return NEAR, math.inf
-    top = 2.0 if neutral else 1.0
-    return NEAR * top, (1 - NEAR) * top
+    shift = 1.0 if options.get("neutral", False) else 0.0
+    match options.get("gate_function", "sigmoid"):
+        case "relu":
+            return 0.0, math.inf
+        case "tanh":
+            return shift - 1, shift + 1
+        case _:
+            return 0.0, 1 + shift
 
 
 # A gate's module, the number of its product among the module's multiplications, and which factor of it is s.

@@ -15,11 +15,11 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from excite.errors import UserError
-from excite.significance import holm_adjust
+from excite.significance import ROUNDING, holm_adjust, paired_p
 
 __all__ = [
     "POWER",
@@ -30,7 +30,6 @@ __all__ = [
     "critical_difference",
     "detectable_difference",
     "holm_alphas",
-    "paired_p",
     "sd_interval",
     "summarize",
 ]
@@ -40,9 +39,6 @@ POWER = 0.8
 
 Decision = Literal["better", "worse", "undecided", "untested"]
 Floats = NDArray[np.float64]
-
-# Accuracies are multiples of 1/images; a spread this far below that is rounding of the subtraction, not spread.
-_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -130,30 +126,6 @@ def summarize(values: Sequence[float], level: float = 0.95) -> Summary:
         return Summary(mean, 0.0, None, None, len(x), level)
     half = critical_difference(sd, len(x), 1 - level)
     return Summary(mean, sd, mean - half, mean + half, len(x), level)
-
-
-def paired_p(differences: ArrayLike) -> Floats:
-    """Two-sided p values of the paired t test, along the last axis.
-
-    ``t = mean / (sd / sqrt(n))`` and ``p = 2 * P(T_{n-1} > |t|)``. NaN where no test is possible: one seed, or equal
-    differences that are not 0. Differences that are all exactly 0 give p = 1.
-
-    Args:
-        differences: [..., n], gate minus plain, one a seed.
-
-    Returns:
-        p values [...].
-    """
-    d = np.asarray(differences, dtype=np.float64)
-    n = d.shape[-1]
-    mean = d.mean(-1)
-    if n < 2:
-        return np.full(mean.shape, np.nan)
-    sd = d.std(-1, ddof=1)
-    flat = sd <= _ROUNDING * np.maximum(1.0, np.abs(d).max(-1))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        p = 2 * stats.t.sf(np.abs(mean) / (sd / math.sqrt(n)), n - 1)
-    return np.where(flat, np.where(np.abs(mean) <= _ROUNDING, 1.0, np.nan), p)
 
 
 def holm_alphas(p: Sequence[float], alpha: float = 0.05) -> list[float]:
@@ -312,7 +284,7 @@ def _difference(seeds: tuple[int, ...], d: Floats, level: float, p: float, p_hol
 def _why_untested(sd: float | None, mean: float, n: int) -> str:
     if sd is None:
         return "one seed: no interval, since nothing shows how much a difference changes from seed to seed"
-    if abs(mean) <= _ROUNDING:
+    if abs(mean) <= ROUNDING:
         return f"the same accuracy as plain in all {n} seeds: no spread, so no interval"
     return f"the same difference in all {n} seeds: no spread to test against, so no interval; add seeds"
 
@@ -320,7 +292,7 @@ def _why_untested(sd: float | None, mean: float, n: int) -> str:
 def _spread(x: Floats) -> float:
     """Sample standard deviation, exactly 0 where only rounding is left."""
     sd = float(x.std(ddof=1))
-    return 0.0 if sd <= _ROUNDING * max(1.0, float(np.abs(x).max())) else sd
+    return 0.0 if sd <= ROUNDING * max(1.0, float(np.abs(x).max())) else sd
 
 
 def _checked(values: Sequence[float], level: float) -> Floats:

@@ -1,0 +1,198 @@
+"""How far gates tell classes apart: omega squared, its interval, and what chance would give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from excite.analysis.moments import Floats, Ints, Moments
+from excite.analysis.record import GateRecord, SiteRecord
+from excite.errors import UserError
+from excite.significance import benjamini_hochberg, holm_adjust, normal_quantile
+
+__all__ = ["Specificity", "omega_squared", "pooled_omega_squared", "specificity"]
+
+# Permuted label matrices are multiplied in stacks, as far as this many numbers hold.
+_STACK = 4_000_000
+# From so many classes on, adding rows up beats multiplying by a matrix that is nearly all zeros.
+_MANY_CLASSES = 64
+
+
+def omega_squared(moments: Moments) -> Floats:
+    """The share of a channel's variance that goes with the class, without the bias of the raw share (Hays 1963).
+
+    With SSB = sum_k n_k (mean_k - mean)^2, SSW = sum_k m2_k, SST = SSB + SSW over n images of K classes (those that
+    have images) and MSW = SSW / (n - K):
+
+        omega^2 = (SSB - (K - 1) MSW) / (SST + MSW)
+
+    The raw share SSB / SST grows with K by chance alone. omega^2 is about 0 where classes do not matter (and may fall
+    below), and 1 where images of a class are all alike and classes are not.
+
+    Returns:
+        [C]; 0 for channels that never change; NaN with fewer than two classes, or no class of two images.
+    """
+    top, bottom = _omega_parts(moments)
+    return np.divide(top, bottom, out=np.where(np.isnan(top), np.nan, 0.0), where=bottom > 0)
+
+
+def pooled_omega_squared(moments: Moments) -> float:
+    """omega^2 of a whole gate: both sides of the fraction added up over channels, which so weigh by their variance."""
+    top, bottom = (float(part.sum()) for part in _omega_parts(moments))
+    return top / bottom if bottom > 0 else 0.0 if bottom == 0 else bottom
+
+
+def _omega_parts(moments: Moments) -> tuple[Floats, Floats]:
+    there = moments.count > 0
+    count, mean = moments.count[there][:, None], moments.mean[there]
+    n, k = int(count.sum()), len(count)
+    if k < 2 or n <= k:
+        return np.full(mean.shape[1], np.nan), np.full(mean.shape[1], np.nan)
+    between = (count * np.square(mean - (count * mean).sum(0) / n)).sum(0)
+    within = moments.m2[there].sum(0)
+    error = within / (n - k)
+    return between - (k - 1) * error, between + within + error
+
+
+@dataclass(frozen=True, eq=False)
+class Specificity:
+    """How far a gate tells classes apart.
+
+    Attributes:
+        site: name of the gate.
+        omega2: omega^2 of the whole gate over all images, see ``pooled_omega_squared``.
+        interval: of that, over images; NaN where it cannot be had.
+        channels: omega^2 of each channel over all images, [C].
+        sample_omega2: omega^2 of the whole gate in the sample, which the test is of.
+        null_high: what 95 % of the sample's values with labels dealt at random stay under; NaN without deals.
+        p: chance of a value as large as the sample's, were labels dealt to its images at random.
+        p_holm: the same, corrected by Holm over the gates of the record.
+        p_channels: of each channel, [C].
+        q_channels: corrected by Benjamini and Hochberg over the gate's channels, [C].
+        permutations: how often labels were dealt out; no p is below 1 / (permutations + 1).
+    """
+
+    site: str
+    omega2: float
+    interval: tuple[float, float]
+    channels: Floats
+    sample_omega2: float
+    null_high: float
+    p: float
+    p_holm: float
+    p_channels: Floats
+    q_channels: Floats
+    permutations: int
+
+
+def specificity(
+    record: GateRecord, *, permutations: int = 999, level: float = 0.95, seed: int = 0
+) -> tuple[Specificity, ...]:
+    """Class specificity of every gate, with an interval and a permutation test (Phipson and Smyth 2010).
+
+    omega^2 is of all images. For p, labels are dealt to the images of the sample at random, B times, the same deals for
+    all gates: ``p = (1 + #{B: omega^2 at least the sample's}) / (1 + B)``, which keeps its level exactly, whatever the
+    distribution of s.
+
+    The interval is normal, ``omega^2 +- z SE``, by linearisation: R = SSW / SST is a ratio of sums over images, of
+    w_i = sum_c (s_ic - mean_kc)^2 and t_i = sum_c (s_ic - mean_c)^2, so that with n' images in the sample, n in all and
+    ``omega^2 = 1 - R (n - 1) / (n - K)`` but for terms of 1 / n,
+
+        SE = (n' - 1) / (n' - K) sqrt(sum_i (w_i - R t_i)^2) / sum_i t_i sqrt(n' / n)
+
+    It is wide rather than narrow where omega^2 is near 0; for whether it is above 0, p is the answer.
+
+    Args:
+        record: of at least two classes.
+        permutations: B; 0 for none (p is then 1).
+        level: coverage of the intervals, each for itself.
+        seed: of the deals.
+
+    Returns:
+        One for each gate, in the order of execution.
+
+    Raises:
+        ValueError: a negative number of permutations, or a level outside (0, 1).
+    """
+    if permutations < 0:
+        raise UserError(f"permutations={permutations}: give 0 or more")
+    labels = record.sample_labels
+    rng = np.random.default_rng(seed)
+    deals = np.stack([np.arange(len(labels)), *(rng.permutation(len(labels)) for _ in range(permutations))])
+    found = [_specificity(site, labels, deals, level) for site in record.sites]
+    adjusted = holm_adjust([item.p for item in found])
+    return tuple(replace(item, p_holm=float(p)) for item, p in zip(found, adjusted, strict=True))
+
+
+def _specificity(site: SiteRecord, labels: Ints, deals: Ints, level: float) -> Specificity:
+    """All but the correction over gates."""
+    moments = Moments.of(site.sample.astype(np.float64), labels, len(site.count))
+    between = _between(site.sample, labels, deals)
+    whole, p_channels = between.sum(1), _tail_share(between)
+    total, n, k = float(moments.pooled().m2.sum()), len(labels), int((moments.count > 0).sum())
+    null_high = np.nan
+    if len(deals) > 1 and n > k > 1 and total > 0:
+        error = (total - whole[1:]) / (n - k)
+        null_high = float(np.quantile((whole[1:] - (k - 1) * error) / (total + error), 0.95))
+    omega2 = pooled_omega_squared(site.moments)
+    half = normal_quantile(level) * _standard_error(site, moments, labels)
+    return Specificity(
+        site=site.name,
+        omega2=omega2,
+        interval=(omega2 - half, omega2 + half),
+        channels=omega_squared(site.moments),
+        sample_omega2=pooled_omega_squared(moments),
+        null_high=null_high,
+        p=float(_tail_share(whole)),
+        p_holm=np.nan,
+        p_channels=p_channels,
+        q_channels=benjamini_hochberg(p_channels),
+        permutations=len(deals) - 1,
+    )
+
+
+def _standard_error(site: SiteRecord, moments: Moments, labels: Ints) -> float:
+    """Of the pooled omega^2 over all images, from how images differ in the sample."""
+    s, n, k = site.sample.astype(np.float64), len(labels), int((moments.count > 0).sum())
+    within = np.square(s - moments.mean[labels]).sum(1)
+    all_in_all = np.square(s - moments.pooled().mean).sum(1)
+    if not n > k > 1 or not all_in_all.sum() > 0:
+        return np.nan
+    apart = within - all_in_all * (within.sum() / all_in_all.sum())
+    own = float(np.sqrt(np.square(apart).sum()) / all_in_all.sum()) * (n - 1) / (n - k)
+    return own * float(np.sqrt(n / site.n))
+
+
+def _between(sample: NDArray[np.float32], labels: Ints, deals: Ints) -> Floats:
+    """SSB of each channel under each deal of the images to the labels' places, [deals, C].
+
+    omega^2 rises with SSB, of one channel and pooled, since SST is the same for every deal.
+    """
+    s = sample.astype(np.float64)
+    s -= s.mean(0) if len(s) else 0
+    order = np.argsort(labels, kind="stable")
+    _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    weights = 1 / np.sqrt(counts)
+    result = np.empty((len(deals), s.shape[1]))
+    if len(counts) > _MANY_CLASSES:
+        for i, deal in enumerate(deals):
+            sums = np.add.reduceat(s[deal[order]], starts) * weights[:, None]
+            result[i] = np.square(sums).sum(0)
+        return result
+    k, which = len(counts), np.searchsorted(starts, np.argsort(order), "right") - 1
+    at_once = max(1, _STACK // max(k * max(s.shape), 1))
+    for start in range(0, len(deals), at_once):
+        stack = deals[start : start + at_once]
+        chosen = np.zeros((len(stack), k, len(s)))
+        # Image deal[j] has the label of place j.
+        chosen[np.arange(len(stack))[:, None], which, stack] = weights[which]
+        sums = (chosen.reshape(-1, len(s)) @ s).reshape(len(stack), k, -1)
+        result[start : start + at_once] = np.square(sums).sum(1)
+    return result
+
+
+def _tail_share(values: Floats) -> Floats:
+    """For each column, the share of rows at least as large as the first, which is one of them; rounding aside."""
+    return (values >= values[0] * (1 - 1e-12)).mean(0)
