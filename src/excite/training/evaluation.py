@@ -6,18 +6,18 @@ import contextlib
 import dataclasses
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from excite.checkpoint import Checkpoint, read_checkpoint
-from excite.data import DataSet, load_data, make_loader
+from excite.checkpoint import read_checkpoint
+from excite.data import DataSet, make_loader
 from excite.errors import UserError
 from excite.training.batches import image_preparer, reader_count
 from excite.training.config import EvalConfig
 from excite.training.scores import Scores, Tally
+from excite.training.trained import checkpoint_file, data_as_trained, pick_device
 
 __all__ = ["EvalResult", "evaluate"]
 
@@ -67,13 +67,12 @@ def evaluate(config: EvalConfig, *, data: DataSet | None = None) -> EvalResult:
         ValueError: a missing or damaged checkpoint, unreadable data, or data whose classes or channels are not the
             network's.
     """
-    path = _checkpoint_file(config.checkpoint)
+    path = checkpoint_file(config.checkpoint)
     checkpoint = read_checkpoint(path)
     device = _device(config)
-    if data is None:
-        data = _load(config, checkpoint)
-    _check_fit(checkpoint, data)
-    data = _as_trained(data, checkpoint)
+    data = data_as_trained(
+        checkpoint, data or config.data, download=config.download, bad_image_limit=config.bad_image_limit
+    )
     scores = _score(checkpoint.load(trust=config.trust), data, config, device)
     split = data.train if config.split == "train" else data.val
     row = scores.row()
@@ -91,63 +90,11 @@ def evaluate(config: EvalConfig, *, data: DataSet | None = None) -> EvalResult:
     )
 
 
-def _checkpoint_file(name: str) -> Path:
-    path = Path(name)
-    if path.is_dir():
-        path = path / "last.safetensors"
-        if not path.exists():
-            raise UserError(f"{name} holds no last.safetensors: name a run's folder or a .safetensors file")
-    return path
-
-
-def _load(config: EvalConfig, checkpoint: Checkpoint) -> DataSet:
-    trained = checkpoint.extra.get("config", {})
-    name = config.data or trained.get("data")
-    if name is None:
-        raise UserError(f"{config.checkpoint} does not say what it was trained on: give data")
-    return load_data(
-        name,
-        image_size=checkpoint.preprocessing["image_size"],
-        download=config.download,
-        bad_image_limit=config.bad_image_limit,
-    )
-
-
-def _check_fit(checkpoint: Checkpoint, data: DataSet) -> None:
-    known, given = tuple(checkpoint.classes), tuple(data.classes)
-    if known != given:
-        odd = [name for name in given if name not in known] or [name for name in known if name not in given]
-        what = f"for example {odd[0]!r} is in one only" if odd else "the same ones in another order"
-        raise UserError(
-            f"{data.name} has {len(given)} classes, the network was trained on {len(known)} others ({what}): "
-            "give data with the same class names"
-        )
-    channels = checkpoint.preprocessing["in_channels"]
-    if channels != data.in_channels:
-        raise UserError(f"{data.name} has images with {data.in_channels} channels; the network takes {channels}")
-
-
-def _as_trained(data: DataSet, checkpoint: Checkpoint) -> DataSet:
-    prepared = checkpoint.preprocessing
-    return dataclasses.replace(
-        data,
-        image_size=prepared["image_size"],
-        mean=tuple(prepared["mean"]),
-        std=tuple(prepared["std"]),
-        view=prepared.get("view", data.view),
-    )
-
-
 def _device(config: EvalConfig) -> torch.device:
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    kind = config.accelerator
-    if kind == "auto":
-        kind = "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
-    if not available[kind]:
-        raise UserError(f"accelerator={kind!r} is not available here: give auto or cpu")
-    if config.precision == "16-mixed" and kind == "cpu":
+    device = pick_device(config.accelerator)
+    if config.precision == "16-mixed" and device.type == "cpu":
         raise UserError("precision='16-mixed' needs a GPU: on a CPU give bf16-mixed or 32-true")
-    return torch.device(kind)
+    return device
 
 
 @torch.inference_mode()
