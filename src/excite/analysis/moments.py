@@ -22,6 +22,9 @@ __all__ = ["Moments"]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+# Of a standard deviation, as a share of the mean: a few roundings of float32.
+_ROUNDING = 1e-6
+
 
 @dataclass
 class Moments:
@@ -79,6 +82,15 @@ class Moments:
         mean = (share * self.mean).sum(0, keepdims=True)
         m2 = (self.m2 + self.count[:, None] * np.square(self.mean - mean)).sum(0, keepdims=True)
         return Moments(np.array([n]), mean, m2)
+
+    def moving(self) -> NDArray[np.bool_]:
+        """Which channels differ between images by more than float32 rounds, bool [C].
+
+        What is constant in a network differs in its last bits between batches of other sizes.
+        """
+        whole = self.pooled()
+        rounding = _ROUNDING * np.abs(whole.mean[0])
+        return whole.m2[0] > int(whole.count[0]) * np.square(rounding)
 
     def _take_in(self, rows: Ints, part: Moments) -> None:
         before, more = self.count[rows][:, None], part.count[:, None]

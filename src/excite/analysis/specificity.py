@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from excite.analysis.moments import Floats, Ints, Moments
 from excite.analysis.record import GateRecord, SiteRecord
@@ -32,7 +31,8 @@ def omega_squared(moments: Moments) -> Floats:
     below), and 1 where images of a class are all alike and classes are not.
 
     Returns:
-        [C]; 0 for channels that never change; NaN with fewer than two classes, or no class of two images.
+        [C]; 0 for channels that never change, but for rounding; NaN with fewer than two classes, or no class of two
+        images.
     """
     top, bottom = _omega_parts(moments)
     return np.divide(top, bottom, out=np.where(np.isnan(top), np.nan, 0.0), where=bottom > 0)
@@ -53,7 +53,8 @@ def _omega_parts(moments: Moments) -> tuple[Floats, Floats]:
     between = (count * np.square(mean - (count * mean).sum(0) / n)).sum(0)
     within = moments.m2[there].sum(0)
     error = within / (n - k)
-    return between - (k - 1) * error, between + within + error
+    moving = moments.moving()
+    return moving * (between - (k - 1) * error), moving * (between + within + error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,8 +129,11 @@ def specificity(
 
 def _specificity(site: SiteRecord, labels: Ints, deals: Ints, level: float) -> Specificity:
     """All but the correction over gates."""
-    moments = Moments.of(site.sample.astype(np.float64), labels, len(site.count))
-    between = _between(site.sample, labels, deals)
+    s = site.sample.astype(np.float64)
+    moments = Moments.of(s, labels, len(site.count))
+    s = np.where(moments.moving(), s - moments.pooled().mean, 0)
+    moments = Moments.of(s, labels, len(site.count))
+    between = _between(s, labels, deals)
     whole, p_channels = between.sum(1), _tail_share(between)
     total, n, k = float(moments.pooled().m2.sum()), len(labels), int((moments.count > 0).sum())
     null_high = np.nan
@@ -137,7 +141,7 @@ def _specificity(site: SiteRecord, labels: Ints, deals: Ints, level: float) -> S
         error = (total - whole[1:]) / (n - k)
         null_high = float(np.quantile((whole[1:] - (k - 1) * error) / (total + error), 0.95))
     omega2 = pooled_omega_squared(site.moments)
-    half = normal_quantile(level) * _standard_error(site, moments, labels)
+    half = normal_quantile(level) * _standard_error(s, moments, labels) * (n / site.n) ** 0.5
     return Specificity(
         site=site.name,
         omega2=omega2,
@@ -153,25 +157,21 @@ def _specificity(site: SiteRecord, labels: Ints, deals: Ints, level: float) -> S
     )
 
 
-def _standard_error(site: SiteRecord, moments: Moments, labels: Ints) -> float:
-    """Of the pooled omega^2 over all images, from how images differ in the sample."""
-    s, n, k = site.sample.astype(np.float64), len(labels), int((moments.count > 0).sum())
-    within = np.square(s - moments.mean[labels]).sum(1)
-    all_in_all = np.square(s - moments.pooled().mean).sum(1)
-    if not n > k > 1 or not all_in_all.sum() > 0:
+def _standard_error(s: Floats, moments: Moments, labels: Ints) -> float:
+    """Of the pooled omega^2 of these images."""
+    n, k = len(labels), int((moments.count > 0).sum())
+    within, total = np.square(s - moments.mean[labels]).sum(1), np.square(s).sum(1)
+    if not n > k > 1 or not total.sum() > 0:
         return np.nan
-    apart = within - all_in_all * (within.sum() / all_in_all.sum())
-    own = float(np.sqrt(np.square(apart).sum()) / all_in_all.sum()) * (n - 1) / (n - k)
-    return own * float(np.sqrt(n / site.n))
+    apart = within - total * (within.sum() / total.sum())
+    return float(np.sqrt(np.square(apart).sum()) / total.sum()) * (n - 1) / (n - k)
 
 
-def _between(sample: NDArray[np.float32], labels: Ints, deals: Ints) -> Floats:
-    """SSB of each channel under each deal of the images to the labels' places, [deals, C].
+def _between(s: Floats, labels: Ints, deals: Ints) -> Floats:
+    """SSB of each channel, centred, under each deal of the images to the labels' places, [deals, C].
 
     omega^2 rises with SSB, of one channel and pooled, since SST is the same for every deal.
     """
-    s = sample.astype(np.float64)
-    s -= s.mean(0) if len(s) else 0
     order = np.argsort(labels, kind="stable")
     _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
     weights = 1 / np.sqrt(counts)

@@ -126,14 +126,12 @@ def effective_rank(site: SiteRecord) -> float:
     all channels rise and fall together, C where they move independently and equally; 0 where none moves. It is at most
     one less than the number of images in the sample.
     """
-    s = site.sample.astype(np.float64)
-    if len(s) < 2:
+    s = (site.sample - site.overall_mean) * site.moments.moving()
+    if len(s) < 2 or not s.any():
         return 0.0
     values = np.linalg.svd(s - s.mean(0), compute_uv=False)
-    # A sample of float32 moves by rounding alone up to here.
-    values = values[values > max(s.shape) * np.finfo(np.float32).eps * np.abs(s).max()]
-    if not len(values):
-        return 0.0
+    # Rounding of float32 has directions of its own.
+    values = values[values > max(s.shape) * np.finfo(np.float32).eps * values[0]]
     share = values / values.sum()
     return float(np.exp(-(share * np.log(share)).sum()))
 
@@ -165,7 +163,7 @@ def site_correlation(record: GateRecord, *, images: int = 1000) -> Floats:
     chosen = smallest(record.images.key[record.sample_rows], n)
     grams = []
     for site in record.sites:
-        s = site.sample[chosen].astype(np.float64)
+        s = (site.sample[chosen] - site.overall_mean) * site.moments.moving()
         s -= s.mean(0)
         gram = s @ s.T
         np.fill_diagonal(gram, 0)
@@ -196,11 +194,10 @@ def z_scores(site: SiteRecord, s: NDArray[np.float32]) -> Floats:
         s: [..., C].
 
     Returns:
-        [..., C]; 0 for channels that never change.
+        [..., C]; 0 for channels that never change, but for rounding.
     """
-    sd = site.overall_sd
     apart = s.astype(np.float64) - site.overall_mean
-    return np.divide(apart, sd, out=np.zeros_like(apart), where=sd > 0)
+    return np.divide(apart, site.overall_sd, out=np.zeros_like(apart), where=site.moments.moving())
 
 
 @dataclass(frozen=True)
