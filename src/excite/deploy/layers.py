@@ -7,6 +7,7 @@ operations. These layers are for inference: where a gradient is asked for, the o
 
 from __future__ import annotations
 
+import math
 from typing import Any, Union
 
 import torch
@@ -203,11 +204,17 @@ class GatedConv(FusedConv):
             assert isinstance(gate, SE)
             hidden = ACTIVATIONS[gate.activation](hidden)
             return gate_function(gate.fc2(hidden), gate.gate_function, gate.hard_sigmoid_slope, neutral=gate.neutral)
-        # The weight is read once more for it, from memory; the output was just written, and lies in a cache.
-        (c_out, c_in), positions = self.weight.shape[:2], x.shape[2:].numel()
-        if self.ahead and 4 * c_in * c_out < x.shape[0] * (c_out - c_in) * positions:
+        if self.ahead and self._reads_less(x):
             return self.gate.excite(F.linear(squeeze(x), self.weight.flatten(1), self.bias))
         return None
+
+    def _reads_less(self, x: Tensor) -> bool:
+        """Whether a full matrix is better put ahead."""
+        c_out, c_in = self.weight.shape[:2]
+        if torch.compiler.is_exporting():
+            return c_in < c_out  # one graph for all sizes
+        # The weight is read once more for it, from memory; the output was just written, and lies in a cache.
+        return 4 * c_in * c_out < x.shape[0] * (c_out - c_in) * math.prod(x.shape[2:])
 
 
 class GateInPlace(nn.Module):
