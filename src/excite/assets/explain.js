@@ -8,7 +8,6 @@
   // Plotly reads a little HTML in its texts.
   const text = (s) => s.replace(/[&<>]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[c]);
   const short = (s, n = 22) => (s.length > n ? `${s.slice(0, n - 1)}…` : s);
-  const signed = (v) => `${v < 0 ? "−" : "+"}${Math.abs(v).toFixed(3)}`;
 
   // Rows of numbers, packed as 16 bits each between two ends; unpacked once.
   const unpacked = new Map();
@@ -106,19 +105,20 @@
       : { colorscale: "Cividis", ...(chosen.scale === "whole" ? { zmin: gate.range[0], zmax: gate.range[1] } : {}) };
     const names = data.classes.map((c) => text(short(c.name)));
     return {
-      height: 110 + Math.max(120, (all > 24 ? 12 : 20) * all),
+      height: 112 + Math.max(80, (all > 24 ? 12 : 20) * all),
       data: [
         {
           type: "heatmap", z, ...colours, customdata: data.classes.map(() => channels), text: data.classes.map((c) => channels.map(() => text(short(c.name, 40)))),
           hovertemplate: `%{text}<br>channel %{customdata}: %{z:${against ? "+" : ""}.3f}<extra></extra>`,
           colorbar: {
-            orientation: "h", thickness: 10, len: 0.6, x: 0, xanchor: "left", y: 1, yanchor: "bottom", outlinewidth: 0, nticks: 5,
+            orientation: "h", thickness: 10, len: 0.6, x: 0, xanchor: "left", y: 1, yanchor: "bottom", outlinewidth: 0, nticks: 5, ypad: 8,
             tickfont: { color: "@muted", size: 12 },
           },
         },
       ],
       layout: {
-        xaxis: { title: { text: orders[chosen.order] }, showgrid: false, showticklabels: chosen.order === "number" },
+        margin: { t: 8, b: 40 },
+        xaxis: { title: { text: orders[chosen.order] }, showgrid: false, showticklabels: chosen.order === "number", automargin: false },
         yaxis: { autorange: "reversed", showgrid: false, tickvals: names.map((_, k) => k), ticktext: names },
       },
       table: {
@@ -152,25 +152,27 @@
     const gate = gateOf(chosen);
     const [mean, sd] = [meansOf(gate)[all], sdsOf(gate)[all]];
     const shifts = gate.shifts[chosen.image] || [];
-    const labels = shifts.map(([c]) => `channel ${c}`);
-    const usual = shifts.map(([c]) => mean[c]);
     return {
-      height: 96 + 24 * Math.max(shifts.length, 2),
+      height: 80 + 22 * Math.max(shifts.length, 3),
       data: [
         {
-          x: usual, y: labels, customdata: shifts.map(([c]) => sd[c]), mode: "markers", hovertemplate: "all images<br>%{x:.3f} ± %{customdata:.3f}<extra></extra>",
-          marker: { color: "@paper", symbol: "circle", size: 9, line: { color: "@plain", width: 2 } },
-          error_x: { array: shifts.map(([c]) => sd[c]), color: "@plain/0.5", thickness: 2, width: 0 },
-        },
-        {
-          x: shifts.map(([, s]) => s), y: labels, mode: "markers", hovertemplate: "this image<br>%{x:.3f}<extra></extra>",
-          marker: { color: shifts.map(([c, s]) => (s < mean[c] ? "@2" : "@1")), symbol: shifts.map(([c, s]) => (s < mean[c] ? "triangle-left" : "triangle-right")), size: 12 },
+          type: "bar", orientation: "h", x: shifts.map(([, , z]) => z), y: shifts.map((_, i) => i),
+          marker: { color: shifts.map(([, , z]) => (z < 0 ? "@2" : "@1")) },
+          customdata: shifts.map(([c, s]) => [c, s, mean[c], sd[c]]),
+          text: shifts.map(([c, s]) => `${s.toFixed(2)}, usually ${mean[c].toFixed(2)}`), textposition: "auto", insidetextfont: { color: "#ffffff" },
+          hovertemplate: "channel %{customdata[0]}: s %{customdata[1]:.3f}<br>all images %{customdata[2]:.3f} ± %{customdata[3]:.3f}<extra></extra>",
         },
       ],
-      layout: { xaxis: scaled(gate, chosen.scale, { title: { text: "s" } }), yaxis: { autorange: "reversed", type: "category", gridcolor: "@grid" } },
+      layout: {
+        xaxis: { title: { text: "closed more  ←  standard deviations from the mean  →  opened more" }, zeroline: true, zerolinecolor: "@muted" },
+        yaxis: {
+          autorange: "reversed", showgrid: false, tickvals: shifts.map((_, i) => i),
+          ticktext: shifts.map(([c]) => `channel ${c}`),
+        },
+      },
       table: {
-        columns: ["channel", "s in this image", "mean over all", "deviation over all"],
-        rows: shifts.map(([c, s]) => [c, s, mean[c], sd[c]]),
+        columns: ["channel", "s in this image", "mean over all", "deviation over all", "standard deviations from the mean"],
+        rows: shifts.map(([c, s, z]) => [c, s, mean[c], sd[c], z]),
       },
     };
   }
@@ -180,7 +182,7 @@
 
   function picture(image, element) {
     if (!image.thumb) return element("span", { class: "missing" }, "no picture");
-    return element("img", { src: image.thumb, alt: image.name, loading: "lazy", ...(image.small ? { class: "small" } : {}) });
+    return element("img", { src: image.thumb, alt: image.name, ...(image.small ? { class: "small" } : {}) });
   }
 
   function card(chosen, slot, element) {

@@ -44,11 +44,13 @@ class Table:
         columns: headings; a pair is a heading with a few words on what it means, shown under it.
         rows: one cell a column.
         caption: read out to screen readers and shown small above.
+        wraps: cells hold sentences, on several lines.
     """
 
     columns: Sequence[str | tuple[str, str]]
     rows: Sequence[Row]
     caption: str = ""
+    wraps: bool = False
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -68,8 +70,9 @@ def table_html(table: Table) -> str:
     rows = "".join("<tr>" + "".join(_cell(c, i) for i, c in enumerate(row)) + "</tr>" for row in table.rows)
     caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
     label = escape(table.caption or "table")
+    kind = ' class="wraps"' if table.wraps else ""
     return (
-        f'<div class="box" tabindex="0" role="region" aria-label="{label}"><table>{caption}'
+        f'<div class="box" tabindex="0" role="region" aria-label="{label}"><table{kind}>{caption}'
         f"<thead><tr>{''.join(heads)}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 

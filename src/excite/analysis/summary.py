@@ -1,0 +1,186 @@
+"""The sentences that the numbers support, and never more.
+
+The paper (arXiv 1709.01507, Sec. 7.2) looked at the mean gates of SE-ResNet-50 by eye and saw three things: gates of
+early blocks hardly depend on the class, those of late blocks do, and the very last ones are nearly constant. Each is
+said of a network here where the intervals of its gates carry it, denied where they carry the opposite, and else left
+undecided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from excite.analysis.explanation import Explanation, Finding, GateSummary
+
+__all__ = ["AGNOSTIC", "findings", "notes", "summary"]
+
+AGNOSTIC = 0.1
+"""Specificity under which a gate counts as class-agnostic: classes make up less than a tenth of its variance."""
+NEARLY_ALL = 0.9
+"""Share of a gate's channels that have to be nearly constant for the gate to be; under a half, it is not."""
+ALPHA = 0.05
+
+Holds = Literal["yes", "no", "undecided"]
+
+
+def findings(gates: Sequence[GateSummary]) -> tuple[Finding, ...]:
+    """The paper's observations, looked for in these gates; none where classes cannot be told apart by the data.
+
+    Early and late are the first and the last third of the gates, one at least.
+    """
+    if not gates or any(g.specificity is None or g.specificity.low is None for g in gates):
+        return ()
+    third = max(1, len(gates) // 3)
+    if len(gates) == 1:
+        return (_last(gates[-1]),)
+    early, late = gates[:third], gates[-third:]
+    return _early(early), _late(late), _rise(early, late), _last(gates[-1])
+
+
+def _ends(g: GateSummary) -> tuple[float, float]:
+    assert g.specificity is not None and g.specificity.low is not None and g.specificity.high is not None
+    return g.specificity.low, g.specificity.high
+
+
+def _span(gates: Sequence[GateSummary]) -> str:
+    values = sorted(g.specificity.value for g in gates if g.specificity)
+    return f"{values[0]:.2f}" if len(values) == 1 else f"{values[0]:.2f} to {values[-1]:.2f}"
+
+
+def _intervals(gates: Sequence[GateSummary]) -> str:
+    names = _listed([g.block for g in gates])
+    return f"the interval of {names} lies" if len(gates) == 1 else f"the intervals of {names} lie"
+
+
+def _early(gates: Sequence[GateSummary]) -> Finding:
+    name = "early gates are class-agnostic"
+    said = f"specificity of the first {_counted(len(gates), 'gate')} {_span(gates)}"
+    if all(_ends(g)[1] < AGNOSTIC for g in gates):
+        return Finding(name, "yes", f"{said}, all intervals under {AGNOSTIC:g}")
+    above = [g for g in gates if _told(g) and _ends(g)[0] > AGNOSTIC]
+    if above:
+        return Finding(name, "no", f"{said}; {_intervals(above)} above {AGNOSTIC:g}")
+    return Finding(name, "undecided", f"{said}, with intervals on both sides of {AGNOSTIC:g}")
+
+
+def _late(gates: Sequence[GateSummary]) -> Finding:
+    name = "late gates are class-specific"
+    said = f"specificity of the last {_counted(len(gates), 'gate')} {_span(gates)}"
+    if all(_told(g) and _ends(g)[0] > AGNOSTIC for g in gates):
+        return Finding(name, "yes", f"{said}, all intervals over {AGNOSTIC:g}")
+    under = [g for g in gates if _ends(g)[1] < AGNOSTIC]
+    if under:
+        return Finding(name, "no", f"{said}; {_intervals(under)} under {AGNOSTIC:g}")
+    return Finding(name, "undecided", f"{said}, with intervals on both sides of {AGNOSTIC:g}")
+
+
+def _rise(early: Sequence[GateSummary], late: Sequence[GateSummary]) -> Finding:
+    name = "specificity rises with depth"
+    # Means of the ends hold at least as well as the intervals they are of.
+    (low, high), (low_late, high_late) = (
+        tuple(sum(_ends(g)[i] for g in gates) / len(gates) for i in (0, 1)) for gates in (early, late)
+    )
+    means = [sum(g.specificity.value for g in gates if g.specificity) / len(gates) for gates in (early, late)]
+    said = (
+        f"mean specificity {means[0]:.2f} ({low:.2f} to {high:.2f}) early, {means[1]:.2f} ({low_late:.2f} to "
+        f"{high_late:.2f}) late"
+    )
+    holds: Holds = "yes" if low_late > high else "no" if high_late < low else "undecided"
+    return Finding(name, holds, said)
+
+
+def _last(gate: GateSummary) -> Finding:
+    share = gate.near_constant / gate.channels
+    holds: Holds = "yes" if share >= NEARLY_ALL else "no" if share < 0.5 else "undecided"
+    said = (
+        f"{gate.near_constant} of {gate.channels} channels of {gate.block} vary by a standard deviation of at most 0.01"
+    )
+    return Finding("the last gate is nearly constant", holds, said)
+
+
+def _told(g: GateSummary) -> bool:
+    """Whether the gate is told from one that knows no classes."""
+    return g.p_holm is not None and g.p_holm <= ALPHA
+
+
+def summary(gates: Sequence[GateSummary]) -> tuple[str, ...]:
+    """What the numbers of the gates support, a sentence each, the most important first."""
+    return (_classes(gates), *_worth(gates))
+
+
+def _classes(gates: Sequence[GateSummary]) -> str:
+    tested = [g for g in gates if g.specificity is not None and g.p_holm is not None]
+    if not tested:
+        return f"{_counted(len(gates), 'gate')}; whether they tell classes apart was not tested."
+    told = [g for g in tested if _told(g)]
+    top = max(tested, key=lambda g: g.specificity.value if g.specificity else 0.0)
+    assert top.specificity is not None
+    if not told:
+        return f"None of the {_counted(len(tested), 'gate')} could be told from one that knows nothing of classes."
+    many = "All" if len(told) == len(tested) else f"{len(told)} of"
+    which = f"{many} {_counted(len(tested), 'gate')}" if len(tested) > 1 else "The one gate"
+    verb = "differ" if len(tested) > 1 else "differs"
+    return (
+        f"{which} {verb} between classes by more than chance; most in {top.block}, where classes make up "
+        f"{100 * top.specificity.value:.0f} % of the variance."
+    )
+
+
+def _worth(gates: Sequence[GateSummary]) -> list[str]:
+    """What replacing gates by their means does."""
+    means = [(g, k) for g in gates if (k := g.knock_out("mean"))]
+    if not means:
+        return []
+    needed = [(g, k) for g, k in means if k.loss_p <= ALPHA and k.loss.value > 0]
+    if not needed:
+        largest = max(abs(end or 0.0) for _, k in means for end in (k.accuracy.low, k.accuracy.high))
+        return [
+            "No gate could be shown to be of use: where one gives its mean over all images instead, the loss rises by "
+            f"no more than chance. Up to {_points(largest).removeprefix('+')} points of accuracy may still hang on one."
+        ]
+    g, k = max(needed, key=lambda pair: pair[1].loss.value)
+    points = f"{_points(k.accuracy.value)} points of accuracy ({_points(k.accuracy.low)} to {_points(k.accuracy.high)})"
+    many = "All" if len(needed) == len(means) else f"{len(needed)} of"
+    which = f"{many} {_counted(len(means), 'gate')}" if len(means) > 1 else "The one gate"
+    verb = "are" if len(needed) > 1 else "is"
+    said = [f"{which} {verb} of use: with its mean instead the loss is higher. Most so in {g.block}: {points}."]
+    rest = [k for g, k in means if k not in [n for _, n in needed]]
+    if rest:
+        worst = max(abs(end or 0.0) for k in rest for end in (k.accuracy.low, k.accuracy.high))
+        said.append(
+            f"Whether the other {_counted(len(rest), 'gate')} {'is' if len(rest) == 1 else 'are'}, is undecided: up to "
+            f"{_points(worst).removeprefix('+')} points may hang on {'it' if len(rest) == 1 else 'one'}."
+        )
+    return said
+
+
+def notes(e: Explanation) -> tuple[str, ...]:
+    """What a reader must know beside the summary, a sentence each."""
+    said = []
+    if len(e.shown_classes) < len(e.classes):
+        said.append(
+            f"{len(e.shown_classes)} of {len(e.classes):,} classes are drawn; tables and sentences are of all classes."
+        )
+    few = min((n for n in e.class_images if n), default=0)
+    if few < 20:
+        said.append(f"The smallest class has {_counted(few, 'image')}: its curve is rough.")
+    said += [f"{name} could not be looked at: {reason}." for name, reason in e.skipped]
+    said.append(
+        "All this is of these images and this one training: another seed would train other gates. That a gate differs "
+        "between classes does not say that the network needs it to."
+    )
+    return tuple(said)
+
+
+def _points(fraction: float | None) -> str:
+    text = f"{100 * (fraction or 0.0):+.2f}"
+    return "0.00" if text in ("+0.00", "-0.00") else text
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+
+
+def _listed(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
