@@ -86,10 +86,12 @@ def test_importing_the_core_loads_torch_alone():
     heavy = ["lightning", "torchvision", "PIL", "scipy", "rich", "jsonargparse", "safetensors", "timm", "keras"]
     code = (
         "import sys, torch; before = set(sys.modules)\n"
-        "import excite, excite.ops, excite.gates, excite.models\n"
+        "import excite, excite.ops, excite.gates.se, excite.models\n"
         f"new = [m for m in {heavy} if m in sys.modules and m not in before]\n"
         "assert not new, new\n"
-        "assert not torch.cuda.is_initialized()"
+        "assert not torch.cuda.is_initialized()\n"
+        "compiler = [m for m in ('torch._dynamo', 'triton') if m in sys.modules and m not in before]\n"
+        "assert not compiler, compiler"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 

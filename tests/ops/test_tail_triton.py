@@ -55,7 +55,7 @@ def test_tensors_that_are_not_on_a_gpu_are_refused():
 
 def test_without_the_package_it_is_said(monkeypatch):
     # By its name among modules: in the package this name is the function.
-    monkeypatch.setattr(sys.modules["excite.ops.tail"], "_triton_installed", lambda: False)
+    monkeypatch.setattr(sys.modules["excite.ops.tail"], "_TRITON_INSTALLED", False)
     with pytest.raises(ValueError, match="needs the package triton, which is not installed"):
         create_model("resnet18", impl="triton", num_classes=2)
     assert choose_tail_impl("auto", device=torch.device("cuda")) == "reference"

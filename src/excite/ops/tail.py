@@ -22,7 +22,6 @@ Source: the sums are those of Batch Normalization (arXiv 1502.03167, Alg. 1); th
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
@@ -100,16 +99,14 @@ def choose_tail_impl(
     return impl
 
 
-@functools.cache
-def _triton_installed() -> bool:
-    return find_spec("triton") is not None
+# Looked for once, here: torch.compile cannot trace the search. Its own mark for constants would load the whole compiler
+# and with it Triton, which no process survives that has loaded TensorFlow.
+_TRITON_INSTALLED = find_spec("triton") is not None
 
 
-# A constant for torch.compile, which could not trace the search for a package.
-@torch.compiler.assume_constant_result
 def _why_no_triton(device_type: str) -> str:
     """Why Triton cannot run on such devices, as the end of a sentence; nothing if it can."""
-    if not _triton_installed():
+    if not _TRITON_INSTALLED:
         return "needs the package triton, which is not installed: install it, or give impl='auto'"
     if device_type == "cuda":
         return ""
