@@ -1,6 +1,6 @@
 """A network whose gates are known, and images that they were planted for.
 
-Images [N, K + 1, 8, 8] have the mean 1 in the channel of their class and 0 in those of the others, all with noise, and in
+Images [N, K + 1, 8, 8] have the mean 1 in the channel of their class and 0 in those of the others, with noise, and in
 the last channel a brightness that has nothing to do with the class. Each block is act(gate(norm(conv(x))) + x), and its
 convolution hands x on; the gate, Squeeze-and-Excitation with planted weights, sees the class and the brightness:
 

@@ -28,8 +28,7 @@ def image_keys(index: Ints, names: Sequence[str] | None, seed: int) -> Keys:
         digests = [hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest() for name in names]
         return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
     # splitmix64 (Steele, Lea and Flood 2014), a bijection: no two indices share a key.
-    x = index.astype(np.uint64) + np.uint64(seed) * np.uint64(0xD1342543DE82EF95)
-    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = index.astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

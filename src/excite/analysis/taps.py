@@ -111,8 +111,19 @@ class Taps:
                     "can be recorded"
                 )
         if not self.places:
-            self.places = tuple(self._place(name, s.shape[1]) for name, s in self._seen.items())
+            self._settle()
         return output, self._seen
+
+    def _settle(self) -> None:
+        """After the first pass it is known which gates run."""
+        idle = [name for name in self._watched if name not in self._seen]
+        self.skipped += tuple((name, "its excite is not called; fused networks do without") for name in idle)
+        if not self._seen:
+            raise UserError(
+                f"no gate of {type(self._model).__name__} is called when it runs, {idle[0]} for one: of a fused network, "
+                "give the one that it was made of"
+            )
+        self.places = tuple(self._place(name, s.shape[1]) for name, s in self._seen.items())
 
     def passed(self, name: str, s: Tensor) -> Tensor:
         """Note s [N, C] of a gate that runs; returns what to multiply by."""
