@@ -16,13 +16,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from excite.errors import UserError
 from excite.gates.base import Gate, GateConfig
 from excite.gates.functions import gate_function
+from excite.gates.group_count import DEFAULT_GROUPS, check_groups, groups_for
 
 __all__ = ["SEGC", "SEGCConfig"]
-
-DEFAULT_GROUPS = 16
 
 
 @dataclass(frozen=True)
@@ -37,14 +35,7 @@ class SEGCConfig(GateConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option in ("groups", "group_size"):
-            value = getattr(self, option)
-            if value is not None and value < 1:
-                raise UserError(f"gate 'se_gc': {option}={value} must be at least 1")
-        if self.group_size is not None and self.groups != DEFAULT_GROUPS:
-            raise UserError(
-                f"gate 'se_gc': groups={self.groups} and group_size={self.group_size} say the same thing; give one"
-            )
+        check_groups(self.groups, self.group_size)
 
     def groups_for(self, channels: int) -> int:
         """G for maps with ``channels`` channels.
@@ -52,16 +43,7 @@ class SEGCConfig(GateConfig):
         Raises:
             ValueError: the groups do not divide the channels.
         """
-        option = "groups" if self.group_size is None else "group_size"
-        parts = self.groups if self.group_size is None else self.group_size
-        if channels % parts:
-            divisors = [d for d in range(1, channels + 1) if channels % d == 0]
-            near = sorted(sorted(divisors, key=lambda d: abs(d - parts))[:3])
-            raise UserError(
-                f"gate 'se_gc': {option}={parts} does not divide {channels} channels; "
-                f"the nearest that do: {', '.join(map(str, near))}"
-            )
-        return parts if self.group_size is None else channels // parts
+        return groups_for(channels, self.groups, self.group_size)
 
     def build(self, channels: int) -> SEGC:
         """The gate for maps with ``channels`` channels."""
