@@ -34,7 +34,8 @@ class Verb:
         help: one line.
         config: home of the verb's config, a `Settings` class whose fields are the flags.
         run: home of the function that does the work; it takes the config.
-        show: home of the function that prints what ``run`` returned; it takes that and the config. None: nothing to do.
+        show: home of the function that prints what ``run`` returned; it takes that and the config, and may return an
+            exit code. None: nothing to do.
         positional: fields that may be given without a flag.
         continues: whether the same command goes on where an interrupted one stopped.
         extra: the extra of the package that brings what the verb needs beyond torch.
@@ -72,6 +73,14 @@ VERBS: dict[str, Verb] = {
         show="excite.training.show:show_evaluation",
         positional=("checkpoint",),
     ),
+    "explain": Verb(
+        help="look at what a trained network's gates do: a page with every gate, class and image",
+        config="excite.analysis.config:ExplainConfig",
+        run="excite.analysis.explain:explain_checkpoint",
+        show="excite.analysis.show:show_explanation",
+        positional=("checkpoint",),
+        extra="explain",
+    ),
     "cost": Verb(
         help="count what networks cost: parameters, multiply-adds, bytes moved; by stage, and the gates alone",
         config="excite.bill:CostConfig",
@@ -92,6 +101,28 @@ VERBS: dict[str, Verb] = {
         run="excite.deploy.bench:bench",
         show="excite.deploy.bench:show_bench",
         positional=("models",),
+    ),
+    "export": Verb(
+        help="write a trained network to a file for ONNX Runtime, OpenVINO or PyTorch, and compare the two",
+        config="excite.deploy.export_checkpoint:ExportConfig",
+        run="excite.deploy.export_checkpoint:export_checkpoint",
+        show="excite.deploy.export_checkpoint:show_export",
+        positional=("checkpoint",),
+    ),
+    "predict": Verb(
+        help="name the likeliest classes of pictures, with a trained network or an exported file",
+        config="excite.deploy.predict:PredictConfig",
+        run="excite.deploy.predict:predict",
+        show="excite.deploy.predict_show:show_predictions",
+        positional=("model", "images"),
+    ),
+    "slim": Verb(
+        help="take out the gates that a trained network can do without, and prove what that costs in accuracy",
+        config="excite.deploy.slim_run:SlimConfig",
+        run="excite.deploy.slim_run:slim_checkpoint",
+        show="excite.deploy.slim_run:show_slim",
+        positional=("checkpoint",),
+        extra="compare",
     ),
     "models": Verb(
         help="list the networks", config="excite.cli:ListConfig", run="excite.cli:list_models", positional=("pattern",)
@@ -120,8 +151,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows ``excite``; None takes the process's own.
 
     Returns:
-        The exit code: 0, 2 for a mistake in what was asked for (one line on stderr), 130 after ctrl-C. Anything else
-        that goes wrong is a bug and keeps its traceback.
+        The exit code: 0, 1 where a part of what was asked for could not be done (as a verb's ``show`` says), 2 for a
+        mistake in what was asked for (one line on stderr), 130 after ctrl-C. Anything else that goes wrong is a bug
+        and keeps its traceback.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -192,14 +224,14 @@ def _run(arguments: list[str]) -> int:
         config = parse(name, rest)
         if config is None:
             return 0
-        result = _home(verb.run)(config)
+        result, code = _home(verb.run)(config), 0
         if verb.show is not None:
-            _home(verb.show)(result, config)
+            code = _home(verb.show)(result, config) or 0
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "excite":
             raise
         raise UserError(f"`excite {name}` needs {error.name}: install excite[{verb.extra}]") from error
-    return 0
+    return code
 
 
 def _overview() -> str:
@@ -259,7 +291,8 @@ def _add_fields(
             parser.add_argument(field.name, **more)
         else:
             more |= {"nargs": "?", "const": True} if hints[field.name] is bool else {}
-            parser.add_argument(f"--{field.name}", default=default, **more)
+            more |= {"required": True} if default is dataclasses.MISSING else {"default": default}
+            parser.add_argument(f"--{field.name}", **more)
 
 
 def _field_help(kind: type[Settings]) -> dict[str, str]:

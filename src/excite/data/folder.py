@@ -15,7 +15,7 @@ from excite.data.files import existing
 from excite.data.pictures import check_pictures
 from excite.errors import UserError, unknown
 
-__all__ = ["load_folder"]
+__all__ = ["list_pictures", "load_folder"]
 
 _SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .apng .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .tga .jp2 .avif".split()
@@ -81,6 +81,15 @@ def load_folder(path: str, *, image_size: int | None = None, seed: int = 0, bad_
         notes=tuple(notes),
         unreadable=tuple(f"{root / name}: {reason}" for name, reason in unreadable.items()),
     )
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """The pictures in a folder and below, by name; links are followed, hidden names and other files passed over.
+
+    Raises:
+        UserError: a folder that cannot be listed.
+    """
+    return sorted(file for file in _walk(folder, frozenset()) if file.suffix.lower() in _SUFFIXES)
 
 
 def _layout(root: Path, notes: list[str]) -> tuple[Path, Path | None]:

@@ -144,7 +144,13 @@ def export_file(
         None if preprocessing is None else dict(preprocessing),
         None if network is None else dict(network),
         {"name": INPUT, "shape": ["batch", example.shape[1], *AXES[example.dim() - 2]], **sizes.to_dict()},
-        {"format": format, "opset": opset, "torch": torch.__version__, "tool": runtime.tool},
+        {
+            "format": format,
+            "opset": opset,
+            "torch": torch.__version__,
+            "tool": runtime.tool,
+            "device": example.device.type,
+        },
     )
     with _beside(path) as part:
         _write(runtime, program, part, manifest)
