@@ -15,12 +15,23 @@ from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from excite.errors import UserError
 from excite.gates.grammar import check_options, write_call
 from excite.ops import rescale, squeeze
 
-__all__ = ["ATTACHED", "Gate", "GateConfig", "check_channels", "check_map", "leaves_as_is"]
+__all__ = [
+    "ATTACHED",
+    "Gate",
+    "GateConfig",
+    "check_channels",
+    "check_map",
+    "gate_output",
+    "hung_gate",
+    "is_watched",
+    "leaves_as_is",
+]
 
 ATTACHED = "excite_gate"
 """The beginning of the name under which a gate hangs on a module of a network that it was attached to."""
@@ -146,3 +157,34 @@ def leaves_as_is(gate: nn.Module) -> bool:
         return False
     u = torch.randn((4, channels, 2), generator=torch.Generator().manual_seed(0)).to(like)
     return torch.equal(gate(u), u)
+
+
+# Called by every forward pass, so that attribute access, which compilers follow, stands here in full.
+def gate_output(module: Any, args: Any, output: Any) -> Any:
+    """The hook that calls the gate which hangs on a module's output."""
+    return module.excite_gate(output)
+
+
+def hung_gate(module: nn.Module) -> nn.Module | None:
+    """The gate that hangs on a module's output and is called; None where there is none."""
+    if not module._forward_hooks or gate_output not in module._forward_hooks.values():
+        return None
+    return module._modules.get(ATTACHED)
+
+
+def is_watched(module: nn.Module, *, gate_aside: bool = False) -> bool:
+    """Whether somebody waits for this module to be called: it has hooks, or another forward.
+
+    Args:
+        module: any module.
+        gate_aside: do not count the gate that hangs on its output.
+    """
+    hooks = module._forward_hooks
+    return bool(
+        (hooks and not (gate_aside and len(hooks) == 1 and hung_gate(module) is not None))
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or _has_any_global_hook()  # type: ignore[no-untyped-call]
+    )

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from excite.gates.base import ATTACHED
+from excite.gates.base import ATTACHED, gate_output
 from excite.graph.view import Anchor
 
 __all__ = [
@@ -34,11 +34,7 @@ HUNG_NAMES: dict[str, str] = {"out": ATTACHED, "in": f"{ATTACHED}_in"}
 """By side, the name under which a module has the gate that hangs on it."""
 
 
-# Called by every forward pass, so that attribute access, which compilers follow, stands here in full.
-def _gate_output(module: Any, args: Any, output: Any) -> Any:
-    return module.excite_gate(output)
-
-
+# The other hook stands beside the gates, which blocks ask for theirs.
 def _gate_input(module: Any, args: Any) -> Any:
     return (module.excite_gate_in(args[0]), *args[1:])
 
@@ -75,7 +71,7 @@ def hang(module: nn.Module, side: str, gate: nn.Module) -> None:
 def rehang(module: nn.Module, side: str) -> None:
     """Have the gate that hangs on a module called by it."""
     if side == "out":
-        module.register_forward_hook(_gate_output)
+        module.register_forward_hook(gate_output)
     else:
         module.register_forward_pre_hook(_gate_input)
 
@@ -97,7 +93,7 @@ def is_called(module: nn.Module, side: str) -> bool:
 
 
 def _hooks(module: nn.Module, side: str) -> tuple[dict[int, Any], Callable[..., Any]]:
-    return (module._forward_hooks, _gate_output) if side == "out" else (module._forward_pre_hooks, _gate_input)
+    return (module._forward_hooks, gate_output) if side == "out" else (module._forward_pre_hooks, _gate_input)
 
 
 def hung(model: nn.Module, *, every_name: bool = False) -> Iterator[Hung]:

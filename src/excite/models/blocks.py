@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.module import _has_any_global_hook
 
 from excite.errors import UserError
-from excite.gates.base import Gate
+from excite.gates.base import Gate, hung_gate, is_watched
 from excite.ops import choose_tail_impl, tail
 from excite.ops.tail import worth_fusing
 
-__all__ = ["PLACEMENTS", "run_tail"]
+__all__ = ["BATCH_NORMS", "PLACEMENTS", "normed_tail", "run_tail"]
 
 # SE paper, Fig. 5 and Table 14; "inner" is its SE_3x3.
 PLACEMENTS = ("standard", "pre", "post", "identity", "inner")
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def run_tail(
@@ -35,7 +36,8 @@ def run_tail(
     do.
 
     Args:
-        norm: the last norm of the branch; the fused tail takes exactly ``nn.BatchNorm1d/2d/3d``.
+        norm: the last norm of the branch; the fused tail takes exactly ``nn.BatchNorm1d/2d/3d``, and the gate that was
+            attached to it, if there is no other.
         gate: a ``Gate``, another module on maps, or None.
         x: input of the norm [N, C, *S].
         shortcut: the other operand of the addition, or None.
@@ -45,20 +47,37 @@ def run_tail(
     Raises:
         ValueError: ``impl="fused"`` or "triton" with a norm or gate the fused tail does not have.
     """
-    descriptors = gate.descriptors if isinstance(gate, Gate) else ()
-    fits = type(norm) in _BATCH_NORMS and (gate is None or isinstance(gate, Gate))
-    by_modules = impl == "auto" and (not fits or _has_hooks(norm) or _has_hooks(gate))
-    worth = not by_modules and worth_fusing(x, shortcut, training=norm.training, gated=gate is not None)
+    attached = hung_gate(norm)
+    both = gate is not None and attached is not None
+    inner = attached if gate is None else gate
+    descriptors = inner.descriptors if isinstance(inner, Gate) else ()
+    fits = type(norm) in BATCH_NORMS and (inner is None or isinstance(inner, Gate)) and not both
+    watched = is_watched(norm, gate_aside=True) or (inner is not None and is_watched(inner))
+    by_modules = impl == "auto" and (not fits or watched)
+    worth = not by_modules and worth_fusing(x, shortcut, training=norm.training, gated=inner is not None)
     impl = "reference" if by_modules else choose_tail_impl(impl, descriptors, x.device, worth=worth)
     if impl == "reference":
         return _by_modules(norm, gate, x, shortcut, act)
     if not fits:
-        culprit = norm if type(norm) not in _BATCH_NORMS else gate
+        culprit = norm if type(norm) not in BATCH_NORMS or both else inner
         raise UserError(
-            f"impl={impl!r} takes batch norm and gates of excite; {type(culprit).__name__} needs impl='auto'"
+            f"impl={impl!r} takes batch norm and one gate of excite; {type(culprit).__name__} needs impl='auto'"
         )
-    assert gate is None or isinstance(gate, Gate)
-    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
+    assert inner is None or isinstance(inner, Gate)
+    return normed_tail(norm, x, shortcut, None if inner is None else inner.excite, descriptors, act, impl)
+
+
+def normed_tail(
+    norm: nn.Module,
+    x: Tensor,
+    shortcut: Tensor | None,
+    excite: Callable[[Tensor], Tensor] | None,
+    descriptors: tuple[str, ...],
+    act: str,
+    impl: str,
+) -> Tensor:
+    """``excite.ops.tail`` with the parameters and statistics of a batch norm."""
+    assert isinstance(norm, BATCH_NORMS)
     return tail(
         x,
         shortcut,
@@ -70,22 +89,10 @@ def run_tail(
         training=norm.training,
         momentum=norm.momentum,
         eps=norm.eps,
-        excite=None if gate is None else gate.excite,
+        excite=excite,
         descriptors=descriptors or ("mean",),
         act=act,
         impl=impl,
-    )
-
-
-def _has_hooks(module: nn.Module | None) -> bool:
-    """Whether somebody waits for this module to be called: a gate attached to it, say."""
-    return module is not None and bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-        or _has_any_global_hook()  # type: ignore[no-untyped-call]
     )
 
 

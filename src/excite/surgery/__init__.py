@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from excite.surgery.edit import Attached, attach_, attach_at_, attached, detach_, reattach_, verify
+from excite.surgery.fuse_training import fuse_training_, survey_tails
 from excite.surgery.sites import Refusal, Site, SiteCost, Survey, find_sites, survey
 from excite.surgery.swap import Swap, swap_
 
@@ -18,8 +19,10 @@ __all__ = [
     "attached",
     "detach_",
     "find_sites",
+    "fuse_training_",
     "reattach_",
     "survey",
+    "survey_tails",
     "swap_",
     "verify",
 ]

@@ -19,6 +19,7 @@ from excite.gates.base import leaves_as_is
 from excite.graph import as_inputs, record, unwrapped
 from excite.graph.rewrite import HUNG_NAMES, Hung, forget_compiled, hang, hung, is_called, rehang, take
 from excite.surgery.sites import Site, Where, find_sites
+from excite.surgery.tail_graph import take_tails_out
 
 __all__ = [
     "STARTS",
@@ -246,18 +247,19 @@ def _accept_plain(module: nn.Module, incompatible: Any) -> None:
 def detach_(model: nn.Module) -> list[Attached]:
     """Take out every gate that was attached: structure, keys and outputs are as before.
 
-    Gates that a network was built with stay.
+    Gates that a network was built with stay. What ``fuse_training_`` did is undone as well.
 
     Returns:
         What was taken out, in the order of execution.
 
     Raises:
-        ValueError: nothing is attached.
+        ValueError: nothing is attached, and no tail was fused.
     """
     model = unwrapped(model)
     items = attached(model)
     there = list(hung(model))
-    if not items and not there:
+    tails = take_tails_out(model)
+    if not items and not there and not tails:
         raise UserError(f"{type(model).__name__} has no gate attached")
     remove(model, {item.name for item in there})
     return items

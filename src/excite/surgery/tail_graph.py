@@ -1,0 +1,239 @@
+"""Tails in a block's forward: norm, gate, addition and activation become one call, while it trains.
+
+A block's own forward is traced, its layers being whole; where norm, gate, addition and activation follow each other in
+the graph, one call takes their place, and Python made of that graph is the block's forward in training. Class,
+children, parameters and keys stay. The forward that was replaced runs whenever the block does not train, and while
+PyTorch traces or compiles.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from excite.gates.base import hung_gate, is_watched
+from excite.models.base import GatedBlock
+from excite.surgery.tails import ACT_MODULES, ACTS, ADDS, Step, Tail, is_own_norm, step_of
+
+__all__ = ["TailForward", "take_tails_out", "traced_tails"]
+
+
+@dataclass
+class _Chain:
+    """Nodes of a graph that become one tail."""
+
+    tail: Tail
+    steps: list[fx.Node]
+    nodes: list[fx.Node]  # from the norm to the last
+    add: fx.Node | None = None
+    act: fx.Node | None = None
+
+
+class _Tracer(fx.Tracer):
+    """Looks into no module but those of these names."""
+
+    def __init__(self, open_names: set[str]) -> None:
+        super().__init__()
+        self.open_names = open_names
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name not in self.open_names
+
+
+@dataclass
+class TracedTails:
+    """A block's forward with its tails, as a function that takes the block first.
+
+    Attributes:
+        forward: the function.
+        tails: its tails by name of their norm, in the order of execution.
+        opened: names of the modules that it looks into; "" is the block.
+        kinds: classes of the children of each of them, by which a change is seen.
+    """
+
+    forward: Callable[..., Any]
+    tails: list[Tail]
+    opened: list[str]
+    kinds: list[type]
+
+    def force(self, forced: bool) -> None:
+        """Have maps of any size fused, or those alone where it is worth it."""
+        for tail in self.tails:
+            tail.forced = forced
+
+    def fits(self, block: nn.Module) -> bool:
+        """Whether the block still has the children that it had, and nobody waits for what it looks into."""
+        there = [block.get_submodule(name) if name else block for name in self.opened]
+        kinds = [type(c) for m in there for c in m._modules.values()]
+        return kinds == self.kinds and not any(map(is_watched, there[1:]))
+
+
+def traced_tails(block: nn.Module) -> TracedTails | None:
+    """The forward that a block has in training, with tails; None where it has none.
+
+    Raises:
+        Exception: whatever tracing this forward raises.
+    """
+    graph, opened = _opened(block)
+    with torch.random.fork_rng(devices=[]):  # what a gate is is found out by drawing weights
+        chains = _chains(block, graph)
+    if not chains:
+        return None
+    for chain in chains:
+        _put(graph, chain)
+    code = graph.python_code("self")
+    space = dict(code.globals)
+    exec(code.src, space)  # fx writes it out of the graph
+    names = ["", *sorted(opened)]
+    there = [block.get_submodule(name) if name else block for name in names]
+    kinds = [type(c) for m in there for c in m._modules.values()]
+    return TracedTails(space["forward"], [c.tail for c in chains], names, kinds)
+
+
+def _opened(block: nn.Module) -> tuple[fx.Graph, set[str]]:
+    """The graph of a block's forward, and names of the modules it looks into, to find norms before additions."""
+    opened: set[str] = set()
+    closed: set[str] = set()
+    graph = _Tracer(opened).trace(block)
+    while more := {name for node in graph.nodes if _adds(node) for name in _inner(block, node)} - opened - closed:
+        try:
+            graph = _Tracer(opened | more).trace(block)
+            opened |= more
+        except Exception:  # whatever a forward does with what is no tensor
+            closed |= more
+    return graph, opened
+
+
+def _adds(node: fx.Node) -> bool:
+    return node.op in ("call_function", "call_method") and node.target in ADDS and len(node.all_input_nodes) == 2
+
+
+def _inner(block: nn.Module, add: fx.Node) -> Iterator[str]:
+    """Modules with a norm in them that return what an addition takes, drop path and the like between them or not."""
+    for node in add.all_input_nodes:
+        while (module := _module(block, node)) is not None and not any(True for _ in module.children()):
+            if is_own_norm(module) or len(node.args) != 1 or not isinstance(node.args[0], fx.Node):
+                break
+            node = node.args[0]
+        module = _module(block, node)
+        if module is not None and not is_own_norm(module) and any(map(is_own_norm, module.modules())):
+            if not is_watched(module) and not isinstance(module, GatedBlock):
+                yield str(node.target)
+
+
+def _module(block: nn.Module, node: fx.Node) -> nn.Module | None:
+    return block.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _chains(block: nn.Module, graph: fx.Graph) -> list[_Chain]:
+    """The tails of a graph; of two norms that are added, that of the branch with the gate or the first."""
+    found = []
+    for node in graph.nodes:
+        norm = _module(block, node)
+        if norm is not None and is_own_norm(norm) and len(node.args) == 1 and not node.kwargs:
+            chain = _chain(block, node, norm)
+            if chain is not None:
+                found.append(chain)
+    taken: dict[fx.Node, _Chain] = {}
+    for chain in found:
+        if chain.add is not None:
+            other = taken.setdefault(chain.add, chain)
+            if other is not chain and _rank(chain) > _rank(other):
+                taken[chain.add] = chain
+    return [chain for chain in found if chain.add is None or taken[chain.add] is chain]
+
+
+def _rank(chain: _Chain) -> tuple[bool, bool]:
+    assert chain.add is not None
+    operand = chain.nodes[chain.nodes.index(chain.add) - 1]
+    return any(not isinstance(step.role, str) for step in chain.tail.steps), chain.add.args[0] is operand
+
+
+def _chain(block: nn.Module, start: fx.Node, norm: nn.Module) -> _Chain | None:
+    """What follows a norm, as long as nobody else reads what lies between; None without gate or addition."""
+    channels = int(norm.num_features)  # type: ignore[arg-type]
+    chain = _Chain(Tail(str(start.target), (), "none", False), [], [start])
+    steps: list[Step] = []
+    while chain.act is None and len(users := list(chain.nodes[-1].users)) == 1:
+        node, module = users[0], _module(block, users[0])
+        act = ACT_MODULES.get(type(module)) if module is not None else _act(node)
+        if act is not None:
+            chain.act, chain.tail.act = node, act
+        elif module is not None and chain.add is None and node.args == (chain.nodes[-1],) and not node.kwargs:
+            step = step_of(module, channels)
+            if step is None:
+                break
+            steps.append(step)
+            chain.steps.append(node)
+        elif chain.add is None and _adds(node) and not node.kwargs:
+            chain.add, chain.tail.adds_in_place = node, ADDS[node.target]
+        else:
+            break
+        chain.nodes.append(node)
+    chain.tail.steps = tuple(steps)
+    hung = [hung_gate(m) for n in (start, *chain.steps) if (m := _module(block, n)) is not None]
+    gated = any(not isinstance(step.role, str) for step in steps) or any(gate is not None for gate in hung)
+    return chain if gated or chain.add is not None else None
+
+
+def _act(node: fx.Node) -> str | None:
+    known = node.op in ("call_function", "call_method") and len(node.all_input_nodes) == 1
+    return ACTS.get(node.target) if known else None
+
+
+def _put(graph: fx.Graph, chain: _Chain) -> None:
+    """One call in the place of a chain's nodes."""
+    first, last = chain.nodes[0], chain.nodes[-1]
+    before = chain.nodes[chain.nodes.index(chain.add) - 1] if chain.add is not None else None
+    shortcut = None if chain.add is None else next(n for n in chain.add.all_input_nodes if n is not before)
+    act = chain.act if chain.act is not None and chain.act.op == "call_module" else None
+    with graph.inserting_before(last):
+        modules = {node: graph.get_attr(str(node.target)) for node in (first, *chain.steps, act) if node is not None}
+        steps = [modules[node] for node in chain.steps]
+        args = (modules[first], steps, None if act is None else modules[act], first.args[0], shortcut)
+        new = graph.call_function(chain.tail, args)
+    last.replace_all_uses_with(new)
+    for node in reversed(chain.nodes):
+        graph.erase_node(node)
+
+
+class TailForward:
+    """A block's forward with tails, kept in the block's ``__dict__``.
+
+    Args:
+        block: the block.
+        traced: its tails; they hold nothing of the block, so that copies share them.
+    """
+
+    def __init__(self, block: nn.Module, traced: TracedTails | None) -> None:
+        self.block, self.traced = block, traced
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the block returns."""
+        block = self.block
+        if block.training and not torch.compiler.is_compiling() and torch._C._get_tracing_state() is None:
+            if self.traced is None or not self.traced.fits(block):
+                self.traced = traced_tails(block)
+            if self.traced is not None:
+                return self.traced.forward(block, *args, **kwargs)
+        return type(block).forward(block, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TailForward:
+        return TailForward(copy.deepcopy(self.block, memo), self.traced)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Code made of a graph is made anew where a pickle is read.
+        return {**self.__dict__, "traced": None}
+
+
+def take_tails_out(model: nn.Module) -> int:
+    """Give blocks the forward back that they had; how many."""
+    found = [m for m in model.modules() if isinstance(m.__dict__.get("forward"), TailForward)]
+    for module in found:
+        del module.__dict__["forward"]
+    return len(found)

@@ -1,0 +1,204 @@
+"""The tail of a block of another library, computed by ``excite.ops.tail`` with the modules that the block has.
+
+Each call looks at its modules as they are then: with hooks, with a norm of another kind, on maps too small to be worth
+it, they are called one by one. A gate of another library lends its parameters; an attached gate is found where it
+hangs; stochastic depth is one more factor of a channel's scale.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from excite.gates import Gate
+from excite.gates.base import hung_gate, is_watched
+from excite.models.blocks import BATCH_NORMS, normed_tail
+from excite.ops import choose_tail_impl
+from excite.ops.tail import worth_fusing
+from excite.surgery.zoo_gates import read_gate
+
+__all__ = ["ACTS", "ACT_MODULES", "ADDS", "Step", "Tail", "is_own_norm", "step_of"]
+
+ADDS: dict[Any, bool] = {
+    operator.add: False, torch.add: False, "add": False, operator.iadd: True, "add_": True,
+}  # fmt: skip
+ACTS: dict[Any, str] = {
+    F.relu: "relu", torch.relu: "relu", torch.relu_: "relu", "relu": "relu", "relu_": "relu", F.silu: "silu",
+}  # fmt: skip
+ACT_MODULES: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.SiLU: "silu"}
+# Stochastic depth of timm and of torchvision: a factor for each image.
+_DROP_PATHS = ("DropPath", "StochasticDepth")
+
+Excite = Callable[[Tensor], Tensor]
+
+
+class _Borrowed:
+    """The middle of another library's gate: the arithmetic of ``excite``'s, with the parameters that the other has.
+
+    Args:
+        module: the other library's gate.
+        gate: what it computes, see ``read_gate``.
+    """
+
+    def __init__(self, module: nn.Module, gate: Gate) -> None:
+        self.names = [name for name, _ in module.named_parameters()]
+        self.descriptors = gate.descriptors
+        self.shapes = {key: value.shape for key, value in gate.named_parameters()}
+        self.middle = _Middle(gate.to("meta"))
+
+    def bound(self, module: nn.Module) -> Excite:
+        """The middle with the parameters of this module."""
+        given = zip(self.shapes.items(), map(module.get_parameter, self.names), strict=True)
+        parameters = {f"gate.{key}": value.reshape(shape) for (key, shape), value in given}
+        return lambda z: functional_call(self.middle, parameters, (z,))
+
+
+class _Middle(nn.Module):
+    def __init__(self, gate: Gate) -> None:
+        super().__init__()
+        self.gate = gate
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.gate.excite(z)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A module between norm and addition: its class, and how it goes into a tail.
+
+    ``role`` is "idle", "drop", or what is borrowed from a gate; a gate of ``excite`` is its own.
+    """
+
+    kind: type[nn.Module]
+    role: str | _Borrowed | None
+
+
+class Tail:
+    """One tail of a block, called with the modules that the block has at that time.
+
+    Attributes:
+        norm: name of its norm.
+        act: "relu", "silu" or "none".
+        forced: fuse whatever the size of the map, to check it.
+    """
+
+    __name__ = "tail"  # what the generated code calls it
+
+    def __init__(self, norm: str, steps: tuple[Step, ...], act: str, adds_in_place: bool) -> None:
+        self.norm, self.steps, self.act, self.adds_in_place = norm, steps, act, adds_in_place
+        self.forced = False
+
+    def __call__(
+        self, norm: nn.Module, steps: list[nn.Module], act: nn.Module | None, x: Tensor, shortcut: Tensor | None
+    ) -> Tensor:
+        """``act(steps(norm(x)) + shortcut)``."""
+        middle = self._middle(norm, steps, x, shortcut)
+        if middle is None or (act is not None and (type(act) not in ACT_MODULES or is_watched(act))):
+            return self._by_modules(norm, steps, act, x, shortcut)
+        excite, descriptors = middle
+        worth = self.forced or worth_fusing(x, shortcut, training=norm.training, gated=excite is not None)
+        impl = choose_tail_impl("auto", descriptors, x.device, worth=worth)
+        if impl == "reference":
+            return self._by_modules(norm, steps, act, x, shortcut)
+        return normed_tail(norm, x, shortcut, excite, descriptors, self.act, impl)
+
+    def _middle(
+        self, norm: nn.Module, steps: list[nn.Module], x: Tensor, shortcut: Tensor | None
+    ) -> tuple[Excite | None, tuple[str, ...]] | None:
+        """What scales channels and images between norm and addition, and what it reads; None where no tail has it."""
+        if not is_own_norm(norm) or is_watched(norm, gate_aside=True):
+            return None
+        if not isinstance(x, Tensor) or (shortcut is not None and shortcut.shape != x.shape):
+            return None
+        gates: list[nn.Module | None] = [hung_gate(norm)]
+        excite: Excite | None = None
+        drops = []
+        for module, step in zip(steps, self.steps, strict=True):
+            if type(module) is not step.kind or is_watched(module, gate_aside=True):
+                return None
+            if step.role == "drop":
+                drops.append(module)
+            elif isinstance(step.role, _Borrowed):
+                if any(map(is_watched, module.modules())):
+                    return None
+                excite, descriptors = step.role.bound(module), step.role.descriptors
+                gates.append(module)
+            elif step.role is None:
+                gates.append(module)
+            gates.append(hung_gate(module))
+            if drops and gates[-1] is not None:
+                return None  # a gate sees what was dropped
+        there = [gate for gate in gates if gate is not None]
+        if len(there) > 1:
+            return None
+        if there and excite is None:
+            gate = there[0]
+            if not isinstance(gate, Gate) or is_watched(gate):
+                return None
+            excite, descriptors = gate.excite, gate.descriptors
+        if not there:
+            descriptors = ("mean",)
+        return (_dropped(excite, drops) if drops else excite), descriptors
+
+    def _by_modules(
+        self, norm: nn.Module, steps: list[nn.Module], act: nn.Module | None, x: Tensor, shortcut: Tensor | None
+    ) -> Tensor:
+        y: Tensor = norm(x)
+        for module in steps:
+            y = module(y)
+        if shortcut is not None:
+            y = y.add_(shortcut) if self.adds_in_place else y + shortcut
+        if act is not None:
+            y = act(y)
+        elif self.act != "none":
+            y = F.relu(y) if self.act == "relu" else F.silu(y)
+        return y
+
+
+def _dropped(excite: Excite | None, drops: list[nn.Module]) -> Excite:
+    """A scale that is dropped for whole images: what is scaled by it is."""
+
+    def middle(z: Tensor) -> Tensor:
+        s = z.new_ones(z.shape) if excite is None else excite(z)
+        for drop in drops:
+            s = drop(s)
+        return s
+
+    return middle
+
+
+def is_own_norm(norm: nn.Module) -> bool:
+    """Whether a module is batch norm and nothing else; timm's norms have an activation in them, or nothing there."""
+    if type(norm) in BATCH_NORMS:
+        return True
+    inside = ("act", "drop")
+    return type(norm).__name__ == "BatchNormAct2d" and all(type(getattr(norm, i, None)) is nn.Identity for i in inside)
+
+
+def step_of(module: nn.Module, channels: int) -> Step | None:
+    """How a module between norm and addition goes into a tail; None if it does not."""
+    if type(module) is nn.Identity:
+        return Step(type(module), "idle")
+    if type(module).__name__ in _DROP_PATHS and getattr(module, "mode", "row") == "row":
+        return Step(type(module), "drop")
+    if isinstance(module, Gate):
+        return Step(type(module), None)
+    gate = read_gate(_unheard(module), channels)
+    return None if gate is None else Step(type(module), _Borrowed(module, gate))
+
+
+def _unheard(module: nn.Module) -> nn.Module:
+    """A copy that may be run without anybody's hooks."""
+    twin = copy.deepcopy(module)
+    for part in twin.modules():
+        for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks):
+            hooks.clear()
+    return twin
