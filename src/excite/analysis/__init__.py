@@ -1,8 +1,11 @@
-"""What gates do on a set of images: recorded, summed up, and knocked out one at a time."""
+"""What gates do on a set of images: recorded, summed up, knocked out one at a time, and shown on a page."""
 
 from __future__ import annotations
 
 from excite.analysis.batches import ImageBatch, ImageBatches
+from excite.analysis.config import ExplainConfig
+from excite.analysis.explain import explain, explain_checkpoint
+from excite.analysis.explanation import Explanation
 from excite.analysis.knockout import KnockOut, KnockOuts, knock_out
 from excite.analysis.record import GateRecord, Images, SiteRecord
 from excite.analysis.recording import record_gates
@@ -24,6 +27,8 @@ from excite.analysis.statistics import (
 __all__ = [
     "Channels",
     "ClassMeans",
+    "ExplainConfig",
+    "Explanation",
     "GateRecord",
     "ImageBatch",
     "ImageBatches",
@@ -36,6 +41,8 @@ __all__ = [
     "Specificity",
     "class_means",
     "effective_rank",
+    "explain",
+    "explain_checkpoint",
     "kinds_of_channels",
     "knock_out",
     "omega_squared",

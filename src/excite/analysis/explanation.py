@@ -108,6 +108,11 @@ class GateSummary:
     effective_rank: float
     knock_outs: tuple[KnockedOut, ...] = ()
 
+    @property
+    def class_sd(self) -> float:
+        """How far class means of s lie apart: the standard deviation that goes with the class; 0 where none does."""
+        return self.sd * max(self.specificity.value if self.specificity else 0.0, 0.0) ** 0.5
+
     def knock_out(self, mode: str) -> KnockedOut | None:
         """What was measured under this mode; None where nothing was."""
         return next((k for k in self.knock_outs if k.mode == mode), None)

@@ -36,8 +36,9 @@ def explanation_page(e: Explanation, pictures: Mapping[int, Thumbnail] | None = 
     _findings(page.section(), e)
     section = page.section(
         "The network, gate by gate",
-        "From input to output. Specific: how much of what a gate does goes with the class. Saturated: values near an "
-        "end of its range. Loss: how it changes when the gate gives its mean instead. Choose a gate to see it below.",
+        "From input to output. Specific: how much of what a gate does goes with the class. Varies: how far s moves "
+        "over images. Saturated: values near an end of its range. Loss: how it changes when the gate gives its mean "
+        "instead. Choose a gate to see it below; at first it is the most specific one.",
     )
     section.strip("gate", "gates, from input to output", _strip(e))
     _one_gate(page.section("One gate"), e, series, first)
@@ -77,21 +78,23 @@ def _sentence(text: str) -> str:
 
 def _strip(e: Explanation) -> dict[str, list[Option]]:
     specific = max((g.specificity.value for g in e.gates if g.specificity), default=0.0)
+    varies = max(g.sd for g in e.gates)
     worth = max((abs(k.loss.value) for g in e.gates if (k := g.knock_out("mean"))), default=0.0)
     groups: dict[str, list[Option]] = {}
     for stage, gates in groupby(enumerate(e.gates), key=lambda pair: pair[1].stage):
         title = f"Stage {stage}" if stage else "Stage not known"
         # A network that comes back to a stage has it twice.
         title = title if title not in groups else f"{title}, again ({len(groups)})"
-        groups[title] = [_option(i, g, specific, worth) for i, g in gates]
+        groups[title] = [_option(i, g, specific, varies, worth) for i, g in gates]
     return groups
 
 
-def _option(i: int, g: GateSummary, specific: float, worth: float) -> Option:
+def _option(i: int, g: GateSummary, specific: float, varies: float, worth: float) -> Option:
     meters = []
     if g.specificity:
         value = g.specificity.value
-        meters.append(Meter("specific", f"{value:.2f}".replace("-", "−"), value / max(specific, 0.05), "@1"))
+        meters.append(Meter("specific", _fixed(value, 2), value / max(specific, 0.05), "@1"))
+    meters.append(Meter("varies", f"{g.sd:.3f}", g.sd / max(varies, 0.01), "@5"))
     meters.append(Meter("saturated", f"{100 * (g.near_low + g.near_high):.0f} %", g.near_low + g.near_high, "@3"))
     if k := g.knock_out("mean"):
         meters.append(Meter("loss", _signed(k.loss.value, 3), abs(k.loss.value) / max(worth, 1e-3), "@2"))
@@ -99,7 +102,9 @@ def _option(i: int, g: GateSummary, specific: float, worth: float) -> Option:
 
 
 def _gates(e: Explanation) -> Choice:
-    return Choice("gate", "Gate", {str(i): f"{g.block} ({g.gate})" for i, g in enumerate(e.gates)})
+    specific = [g.specificity.value if g.specificity else -1.0 for g in e.gates]
+    first = specific.index(max(specific))
+    return Choice("gate", "Gate", {str(i): f"{g.block} ({g.gate})" for i, g in enumerate(e.gates)}, str(first))
 
 
 def _one_gate(section: Section, e: Explanation, series: Mapping[str, Series], first: set[str]) -> None:
@@ -121,7 +126,7 @@ def _one_gate(section: Section, e: Explanation, series: Mapping[str, Series], fi
     heat = Figure(
         "Mean s of classes and channels",
         maker="heat",
-        caption="A row a class, a column a channel, in the order chosen above.",
+        caption="A row a class, a column a channel, in the order chosen above. Differences under 0.01 stay pale.",
         wide=True,
     )
     histogram = Figure(
@@ -153,7 +158,8 @@ def _images(page: Page, e: Explanation) -> None:
         Figure(
             "What this image opened and closed",
             maker="opened",
-            caption="The channels of the gate that are furthest from what they are over all images.",
+            caption="The channels furthest from what they are over all images; to the right: opened more than usual. "
+            "Beside each bar: the channel, its s in this image, and in brackets its mean over all.",
             wide=True,
         )
     )
@@ -182,6 +188,7 @@ def _by_depth(section: Section, e: Explanation, series: Mapping[str, Series]) ->
 
 def _table(e: Explanation) -> Table:
     columns: list[str | tuple[str, str]] = ["Gate", "Stage", "Channels", ("Specificity", "interval"), ("p", "by Holm")]
+    columns += [("Varies", "deviation of s"), ("Classes", "deviation of means")]
     knocked = any(g.knock_outs for g in e.gates)
     if knocked:
         columns += [("Loss", "replaced by its mean"), ("p of loss", "by Holm"), ("Accuracy", "points, likewise")]
@@ -193,7 +200,8 @@ def _table(e: Explanation) -> Table:
 
 def _classes_cells(g: GateSummary) -> list[Cell | str | float]:
     specificity = Cell("", "") if g.specificity is None else _estimate(g.specificity, 3)
-    return [Cell(g.block, detail=g.gate), g.stage or Cell("", ""), g.channels, specificity, _p(g.p_holm)]
+    deviations = [Cell(f"{v:.4f}", v) for v in (g.sd, g.class_sd)]
+    return [Cell(g.block, detail=g.gate), g.stage or Cell("", ""), g.channels, specificity, _p(g.p_holm), *deviations]
 
 
 def _worth_cells(g: GateSummary) -> list[Cell]:
@@ -214,10 +222,14 @@ def _values_cells(g: GateSummary) -> list[Cell]:
 
 def _estimate(e: Estimate, digits: int, scale: float = 1.0, *, signed: bool = False) -> Cell:
     def text(v: float) -> str:
-        return _signed(scale * v, digits) if signed else f"{scale * v:.{digits}f}".replace("-", "−")
+        return _signed(scale * v, digits) if signed else _fixed(scale * v, digits)
 
     interval = "no interval" if e.low is None or e.high is None else f"{text(e.low)} to {text(e.high)}"
     return Cell(text(e.value), e.value, interval)
+
+
+def _fixed(value: float, digits: int) -> str:
+    return _signed(value, digits).removeprefix("+")
 
 
 def _signed(value: float, digits: int) -> str:
@@ -238,6 +250,8 @@ def meanings(e: Explanation) -> list[str]:
         "chance alone gives. 0: classes make no difference. 1: s says the class and nothing else. Channels weigh by "
         f"their variance. Its {level} interval is over images; p is from dealing the labels out at random, after "
         "Holm's correction over gates.",
+        "Varies: standard deviation of s over images, root mean square over channels. Classes: the part of it that "
+        "goes with the class, how far class means lie apart.",
         "Saturated: share of values near 0 or near the top, within a twentieth of the range of the gate function.",
         "Nearly constant: channels whose s has a standard deviation over images of at most 0.01. Dead: near 0 for "
         "every image. Always open: near the top for every image.",

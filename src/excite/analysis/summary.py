@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 from excite.analysis.explanation import Explanation, Finding, GateSummary
+from excite.analysis.statistics import CONSTANT_SD
 
 __all__ = ["AGNOSTIC", "findings", "notes", "summary"]
 
 AGNOSTIC = 0.1
-"""Specificity under which a gate counts as class-agnostic: classes make up less than a tenth of its variance."""
+"""Specificity under which a gate counts as class-agnostic: classes make up less than a tenth of its variance. So does
+one whose class means lie a standard deviation of at most ``CONSTANT_SD`` apart: their curves lie on each other."""
 NEARLY_ALL = 0.9
 """Share of a gate's channels that have to be nearly constant for the gate to be; under a half, it is not."""
 ALPHA = 0.05
@@ -43,36 +45,45 @@ def _ends(g: GateSummary) -> tuple[float, float]:
     return g.specificity.low, g.specificity.high
 
 
-def _span(gates: Sequence[GateSummary]) -> str:
-    values = sorted(g.specificity.value for g in gates if g.specificity)
-    return f"{values[0]:.2f}" if len(values) == 1 else f"{values[0]:.2f} to {values[-1]:.2f}"
+def _spans(gates: Sequence[GateSummary]) -> str:
+    specific, apart = ([g.specificity.value for g in gates if g.specificity], [g.class_sd for g in gates])
+    return f"specificity {_span(specific, 2)}, class means {_span(apart, 3)} apart"
 
 
-def _intervals(gates: Sequence[GateSummary]) -> str:
-    names = _listed([g.block for g in gates])
-    return f"the interval of {names} lies" if len(gates) == 1 else f"the intervals of {names} lie"
+def _span(values: Sequence[float], digits: int) -> str:
+    # Adding 0 takes the sign from what rounds to nothing.
+    low, high = (f"{round(v, digits) + 0.0:.{digits}f}" for v in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
 
 
 def _early(gates: Sequence[GateSummary]) -> Finding:
     name = "early gates are class-agnostic"
-    said = f"specificity of the first {_counted(len(gates), 'gate')} {_span(gates)}"
-    if all(_ends(g)[1] < AGNOSTIC for g in gates):
-        return Finding(name, "yes", f"{said}, all intervals under {AGNOSTIC:g}")
-    above = [g for g in gates if _told(g) and _ends(g)[0] > AGNOSTIC]
-    if above:
-        return Finding(name, "no", f"{said}; {_intervals(above)} above {AGNOSTIC:g}")
-    return Finding(name, "undecided", f"{said}, with intervals on both sides of {AGNOSTIC:g}")
+    said = f"the first {_counted(len(gates), 'gate')}: {_spans(gates)}"
+    if all(_ends(g)[1] < AGNOSTIC or g.class_sd <= CONSTANT_SD for g in gates):
+        return Finding(name, "yes", said)
+    specific = [g for g in gates if _is_specific(g)]
+    if specific:
+        return Finding(name, "no", f"{said}; {_listed([g.block for g in specific])} {_is_or_are(specific)} not")
+    return Finding(name, "undecided", said)
 
 
 def _late(gates: Sequence[GateSummary]) -> Finding:
     name = "late gates are class-specific"
-    said = f"specificity of the last {_counted(len(gates), 'gate')} {_span(gates)}"
-    if all(_told(g) and _ends(g)[0] > AGNOSTIC for g in gates):
-        return Finding(name, "yes", f"{said}, all intervals over {AGNOSTIC:g}")
-    under = [g for g in gates if _ends(g)[1] < AGNOSTIC]
-    if under:
-        return Finding(name, "no", f"{said}; {_intervals(under)} under {AGNOSTIC:g}")
-    return Finding(name, "undecided", f"{said}, with intervals on both sides of {AGNOSTIC:g}")
+    said = f"the last {_counted(len(gates), 'gate')}: {_spans(gates)}"
+    if all(_is_specific(g) for g in gates):
+        return Finding(name, "yes", said)
+    agnostic = [g for g in gates if _ends(g)[1] < AGNOSTIC or g.class_sd <= CONSTANT_SD]
+    if agnostic:
+        return Finding(name, "no", f"{said}; {_listed([g.block for g in agnostic])} {_is_or_are(agnostic)} not")
+    return Finding(name, "undecided", said)
+
+
+def _is_specific(g: GateSummary) -> bool:
+    return _told(g) and _ends(g)[0] > AGNOSTIC and g.class_sd > CONSTANT_SD
+
+
+def _is_or_are(gates: Sequence[GateSummary]) -> str:
+    return "is" if len(gates) == 1 else "are"
 
 
 def _rise(early: Sequence[GateSummary], late: Sequence[GateSummary]) -> Finding:

@@ -98,31 +98,34 @@
     const channels = ordered(gate, chosen.order);
     const means = meansOf(gate);
     const against = chosen.colour === "against";
-    const z = data.classes.map((_, k) => channels.map((c) => means[k][c] - (against ? means[all][c] : 0)));
-    const reach = Math.max(1e-6, ...z.map((row) => row.reduce((m, v) => Math.max(m, Math.abs(v)), 0)));
+    // Upwards as plotly counts; the first class is to be on top.
+    const shown = data.classes.map((c, k) => ({ name: c.name, row: k })).reverse();
+    const z = shown.map(({ row }) => channels.map((c) => means[row][c] - (against ? means[all][c] : 0)));
+    // A hundredth is nothing to be seen: what differs by less stays pale.
+    const reach = Math.max(0.01, ...z.map((row) => row.reduce((m, v) => Math.max(m, Math.abs(v)), 0)));
     const colours = against
       ? { colorscale: [[0, "@2"], [0.5, "@paper"], [1, "@1"]], zmin: -reach, zmax: reach }
       : { colorscale: "Cividis", ...(chosen.scale === "whole" ? { zmin: gate.range[0], zmax: gate.range[1] } : {}) };
-    const names = data.classes.map((c) => text(short(c.name)));
     return {
-      height: 112 + Math.max(80, (all > 24 ? 12 : 20) * all),
+      height: 96 + Math.max(80, (all > 24 ? 12 : 20) * all),
       data: [
         {
-          type: "heatmap", z, ...colours, customdata: data.classes.map(() => channels), text: data.classes.map((c) => channels.map(() => text(short(c.name, 40)))),
+          type: "heatmap", z, ...colours, customdata: shown.map(() => channels),
+          text: shown.map(({ name }) => channels.map(() => text(short(name, 40)))),
           hovertemplate: `%{text}<br>channel %{customdata}: %{z:${against ? "+" : ""}.3f}<extra></extra>`,
           colorbar: {
-            orientation: "h", thickness: 10, len: 0.6, x: 0, xanchor: "left", y: 1, yanchor: "bottom", outlinewidth: 0, nticks: 5, ypad: 8,
-            tickfont: { color: "@muted", size: 12 },
+            orientation: "h", thickness: 10, len: 0.6, x: 0, xanchor: "left", y: 1, yanchor: "bottom", outlinewidth: 0,
+            nticks: 3, tickangle: 0, exponentformat: "none", tickfont: { color: "@muted", size: 12 },
           },
         },
       ],
       layout: {
-        margin: { t: 8, b: 40 },
-        xaxis: { title: { text: orders[chosen.order] }, showgrid: false, showticklabels: chosen.order === "number", automargin: false },
-        yaxis: { autorange: "reversed", showgrid: false, tickvals: names.map((_, k) => k), ticktext: names },
+        // Beside a lying colour bar plotly would put the title with a standoff into the figure.
+        xaxis: { title: { text: orders[chosen.order], standoff: null }, showgrid: false, showticklabels: chosen.order === "number" },
+        yaxis: { showgrid: false, tickvals: shown.map((_, i) => i), ticktext: shown.map(({ name }) => text(short(name))) },
       },
       table: {
-        columns: ["channel", ...data.classes.map((c) => c.name)],
+        columns: ["channel", ...shown.map(({ name }) => name)],
         rows: channels.map((c, i) => [c, ...z.map((row) => row[i])]),
       },
     };
@@ -159,15 +162,14 @@
           type: "bar", orientation: "h", x: shifts.map(([, , z]) => z), y: shifts.map((_, i) => i),
           marker: { color: shifts.map(([, , z]) => (z < 0 ? "@2" : "@1")) },
           customdata: shifts.map(([c, s]) => [c, s, mean[c], sd[c]]),
-          text: shifts.map(([c, s]) => `${s.toFixed(2)}, usually ${mean[c].toFixed(2)}`), textposition: "auto", insidetextfont: { color: "#ffffff" },
           hovertemplate: "channel %{customdata[0]}: s %{customdata[1]:.3f}<br>all images %{customdata[2]:.3f} ± %{customdata[3]:.3f}<extra></extra>",
         },
       ],
       layout: {
-        xaxis: { title: { text: "closed more  ←  standard deviations from the mean  →  opened more" }, zeroline: true, zerolinecolor: "@muted" },
+        xaxis: { title: { text: "standard deviations" }, zeroline: true, zerolinecolor: "@muted" },
         yaxis: {
           autorange: "reversed", showgrid: false, tickvals: shifts.map((_, i) => i),
-          ticktext: shifts.map(([c]) => `channel ${c}`),
+          ticktext: shifts.map(([c, s]) => `${c}: ${s.toFixed(3)} (${mean[c].toFixed(3)})`),
         },
       },
       table: {

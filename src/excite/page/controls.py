@@ -37,12 +37,14 @@ class Choice:
     Attributes:
         name: of the choice; the script knows it by this.
         label: what a reader sees before it.
-        options: label by value, the first chosen at first; empty where the page's script says what there is.
+        options: label by value; empty where the page's script says what there is.
+        first: what is chosen at first; "" is the first option.
     """
 
     name: str
     label: str
     options: Mapping[str, str] = field(default_factory=dict)
+    first: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,10 @@ class Option:
 
 def choice_html(choice: Choice) -> str:
     """A list with its label."""
-    options = "".join(f'<option value="{escape(v)}">{escape(t)}</option>' for v, t in choice.options.items())
+    options = "".join(
+        f'<option value="{escape(v)}"{" selected" if v == choice.first else ""}>{escape(t)}</option>'
+        for v, t in choice.options.items()
+    )
     filled = "" if choice.options else " data-filled"
     return (
         f'<label class="choice"><span>{escape(choice.label)}</span>'
