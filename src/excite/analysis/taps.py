@@ -120,8 +120,8 @@ class Taps:
         self.skipped += tuple((name, "its excite is not called; fused networks do without") for name in idle)
         if not self._seen:
             raise UserError(
-                f"no gate of {type(self._model).__name__} is called when it runs, {idle[0]} for one: of a fused network, "
-                "give the one that it was made of"
+                f"no gate of {type(self._model).__name__} is called when it runs, {idle[0]} for one: of a fused "
+                "network, give the one that it was made of"
             )
         self.places = tuple(self._place(name, s.shape[1]) for name, s in self._seen.items())
 
