@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         explain,
         knock_out,
         record_gates,
+        specificity,
     )
     from excite.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
     from excite.cost import ECA_COUNTER, SENET, SENET_ALL, Convention, Cost, count_cost
@@ -152,6 +153,7 @@ __all__ = [
     "record_gates",
     "rescale",
     "save_checkpoint",
+    "specificity",
     "squeeze",
     "squeeze_ahead",
     "survey",
@@ -239,6 +241,7 @@ _HOMES = {
     "record_gates": "excite.analysis",
     "rescale": "excite.ops",
     "save_checkpoint": "excite.checkpoint",
+    "specificity": "excite.analysis",
     "squeeze": "excite.ops",
     "squeeze_ahead": "excite.ops",
     "survey": "excite.surgery",
