@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from excite.cost import ECA_COUNTER, SENET, SENET_ALL, Convention, Cost, count_cost
     from excite.data import DataSet, load_data
     from excite.deploy import FusedNetwork, FuseReport, fuse
+    from excite.deploy.export import export
+    from excite.deploy.predict import predict
     from excite.errors import UserError
     from excite.experiment import CompareConfig, Comparison, compare
     from excite.gates import (
@@ -137,6 +139,7 @@ __all__ = [
     "detach_",
     "evaluate",
     "explain",
+    "export",
     "find_sites",
     "fuse",
     "fuse_training_",
@@ -148,6 +151,7 @@ __all__ = [
     "load_weights",
     "measure_latency",
     "parse_gate",
+    "predict",
     "read_checkpoint",
     "reattach_",
     "record_gates",
@@ -224,6 +228,7 @@ _HOMES = {
     "create_model": "excite.models",
     "detach_": "excite.surgery",
     "evaluate": "excite.training",
+    "export": "excite.deploy.export",
     "explain": "excite.analysis",
     "find_sites": "excite.surgery",
     "fuse": "excite.deploy",
@@ -236,6 +241,7 @@ _HOMES = {
     "load_weights": "excite.weights",
     "measure_latency": "excite.timing",
     "parse_gate": "excite.gates",
+    "predict": "excite.deploy.predict",
     "read_checkpoint": "excite.checkpoint",
     "reattach_": "excite.surgery",
     "record_gates": "excite.analysis",
