@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from excite.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
     from excite.cost import ECA_COUNTER, SENET, SENET_ALL, Convention, Cost, count_cost
     from excite.data import DataSet, load_data
-    from excite.deploy import FusedNetwork, FuseReport, fuse
+    from excite.deploy import FusedNetwork, FuseReport, SlimReport, SlimResult, fold_gates_, fuse, slim
     from excite.deploy.export import export
     from excite.deploy.predict import predict
     from excite.errors import UserError
@@ -124,6 +124,8 @@ __all__ = [
     "SEVar3Config",
     "Site",
     "SiteRecord",
+    "SlimReport",
+    "SlimResult",
     "Survey",
     "Swap",
     "Timing",
@@ -141,6 +143,7 @@ __all__ = [
     "explain",
     "export",
     "find_sites",
+    "fold_gates_",
     "fuse",
     "fuse_training_",
     "gate_parameters",
@@ -157,6 +160,7 @@ __all__ = [
     "record_gates",
     "rescale",
     "save_checkpoint",
+    "slim",
     "specificity",
     "squeeze",
     "squeeze_ahead",
@@ -213,6 +217,8 @@ _HOMES = {
     "SEVar3": "excite.gates",
     "SEVar3Config": "excite.gates",
     "Site": "excite.surgery",
+    "SlimReport": "excite.deploy",
+    "SlimResult": "excite.deploy",
     "SiteRecord": "excite.analysis",
     "Survey": "excite.surgery",
     "Swap": "excite.surgery",
@@ -231,6 +237,7 @@ _HOMES = {
     "export": "excite.deploy.export",
     "explain": "excite.analysis",
     "find_sites": "excite.surgery",
+    "fold_gates_": "excite.deploy",
     "fuse": "excite.deploy",
     "fuse_training_": "excite.surgery",
     "gate_parameters": "excite.models",
@@ -247,6 +254,7 @@ _HOMES = {
     "record_gates": "excite.analysis",
     "rescale": "excite.ops",
     "save_checkpoint": "excite.checkpoint",
+    "slim": "excite.deploy",
     "specificity": "excite.analysis",
     "squeeze": "excite.ops",
     "squeeze_ahead": "excite.ops",

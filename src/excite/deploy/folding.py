@@ -36,7 +36,7 @@ from excite.surgery.constants import Slimmed, put_constant, take_out, write_slim
 from excite.surgery.edit import check_kind
 from excite.surgery.zoo_gates import read_gate
 
-__all__ = ["FoldedGate", "fold_gates_"]
+__all__ = ["FoldedGate", "by_reference", "fold_gates_"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def fold_gates_(model: nn.Module, constants: Mapping[str, Tensor], example: Tens
     model = unwrapped(model)
     check_kind(model)
     inputs = as_inputs(example)
-    with _by_reference(model):
+    with by_reference(model):
         view = View(record(model, inputs), model)
         shapes = {gate.module: view.values[gate.u].shape for gate in view.gates if gate.module}
         _check(model, constants, {name: shape[1] for name, shape in shapes.items()})
@@ -160,7 +160,7 @@ def _product(weights: Weights, call: Call) -> tuple[int, int, int]:
 
 
 @contextmanager
-def _by_reference(model: nn.Module) -> Iterator[None]:
+def by_reference(model: nn.Module) -> Iterator[None]:
     """Blocks that run module by module for a while, which is what a recording shows."""
     blocks = [(module, module.impl) for module in model.modules() if isinstance(module, GatedBlock)]
     for block, _ in blocks:

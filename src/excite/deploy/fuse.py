@@ -19,7 +19,7 @@ from excite.graph.functional import as_layers, traced
 from excite.models.base import GatedBlock
 from excite.surgery.swap import own_gates_
 
-__all__ = ["FuseReport", "FusedNetwork", "GateFate", "fuse"]
+__all__ = ["FuseReport", "FusedNetwork", "GateFate", "fuse", "output_difference"]
 
 # Folding a norm into a convolution rounds anew, once a layer.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
@@ -142,7 +142,7 @@ def fuse(model: nn.Module, example: Tensor | Sequence[Any]) -> FusedNetwork:
         network, unknown = _prepared(model, inputs)
         fusion = Fusion(network)
         fusion.run()
-        difference = _difference(network(*inputs), expected)
+        difference = output_difference(network(*inputs), expected)
     fates = [GateFate(*gate) for gate in fusion.gates]
     fates += [GateFate(name, kind, "left", "it computes what no gate of excite does") for name, kind in unknown]
     report = FuseReport(
@@ -177,8 +177,8 @@ def _prepared(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[fx.GraphModule
     return network, unknown
 
 
-def _difference(got: Any, expected: Any) -> float:
-    """Largest difference between two outputs, as a share of the largest number.
+def output_difference(got: Any, expected: Any) -> float:
+    """Largest difference between two outputs of what should be one function, as a share of the largest number.
 
     Raises:
         AssertionError: more than rounding.
@@ -189,6 +189,6 @@ def _difference(got: Any, expected: Any) -> float:
         if not isinstance(other, Tensor) or not other.is_floating_point() or other.numel() == 0:
             continue
         apart = float((one - other).abs().max() / other.abs().max().clamp_min(torch.finfo(other.dtype).tiny))
-        assert apart <= _TOLERANCE[other.dtype], f"fusing changed an output by {apart:.1e} of the largest number"
+        assert apart <= _TOLERANCE[other.dtype], f"rewriting changed an output by {apart:.1e} of the largest number"
         worst = max(worst, apart)
     return worst
