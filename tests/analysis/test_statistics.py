@@ -125,7 +125,7 @@ def test_too_few_images_say_nothing():
     assert of.p == 1 and np.isnan(of.omega2) and np.isnan(of.interval).all()
 
 
-@pytest.mark.parametrize("classes", [4, 90], ids=["by matrices", "by sums"])
+@pytest.mark.parametrize("classes", [4, 90])
 def test_p_by_dealing_labels_out_again(classes):
     rng = np.random.default_rng(3)
     labels = rng.integers(0, classes, 240)
@@ -178,6 +178,17 @@ def test_the_interval_covers():
     assert wide.omega2 == narrow.omega2
     width = [np.diff(of.interval).item() for of in (wide, narrow)]
     assert width[0] == pytest.approx(width[1], rel=0.25)
+
+
+def test_many_channels_and_deals_in_parts(monkeypatch):
+    rng = np.random.default_rng(10)
+    record = made_up(rng.integers(0, 7, 50), rng.random((50, 20)))
+    (whole,) = specificity(record, permutations=30)
+    monkeypatch.setattr("excite.analysis.class_specificity._STRIP", 6)
+    monkeypatch.setattr("excite.analysis.class_specificity._NUMBERS", 1200)
+    (parts,) = specificity(record, permutations=30)
+    np.testing.assert_array_equal(whole.p_channels, parts.p_channels)
+    assert whole.p == parts.p and whole.null_high == pytest.approx(parts.null_high)
 
 
 def test_channels_are_corrected_for_their_number():

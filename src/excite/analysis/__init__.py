@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from excite.analysis.batches import ImageBatch, ImageBatches
+from excite.analysis.class_specificity import Specificity, omega_squared, pooled_omega_squared, specificity
 from excite.analysis.config import ExplainConfig
 from excite.analysis.explain import explain, explain_checkpoint
 from excite.analysis.explanation import Explanation
 from excite.analysis.knockout import KnockOut, KnockOuts, knock_out
 from excite.analysis.record import GateRecord, Images, SiteRecord
 from excite.analysis.recording import record_gates
-from excite.analysis.specificity import Specificity, omega_squared, pooled_omega_squared, specificity
 from excite.analysis.statistics import (
     Channels,
     ClassMeans,

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from excite.analysis.class_specificity import Specificity, specificity
 from excite.analysis.details import classes_to_show, gate_details, images_to_list
 from excite.analysis.explanation import Estimate, Explanation, GateDetail, GateSummary, KnockedOut, ShownImage
 from excite.analysis.knockout import KnockOuts
 from excite.analysis.moments import Ints
 from excite.analysis.record import GateRecord, SiteRecord
-from excite.analysis.specificity import Specificity, specificity
 from excite.analysis.statistics import effective_rank, kinds_of_channels, saturation, site_correlation
 from excite.analysis.summary import findings, notes, summary
 from excite.errors import UserError, unknown
