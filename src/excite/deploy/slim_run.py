@@ -105,6 +105,9 @@ def slim_checkpoint(config: SlimConfig, *, data: DataSet | None = None) -> SlimR
             without gates.
     """
     path = checkpoint_file(config.checkpoint)
+    out = Path(config.out) if config.out is not None else path.parent / "slim"
+    if out.is_file():
+        raise UserError(f"out={str(out)!r} is a file: give a folder")
     checkpoint = read_checkpoint(path)
     device = pick_device(config.accelerator)
     data = data_as_trained(
@@ -122,7 +125,7 @@ def slim_checkpoint(config: SlimConfig, *, data: DataSet | None = None) -> SlimR
         rounds=config.rounds,
         progress=config.progress and not config.json,
     )
-    return _written(result, checkpoint, data, config)
+    return _written(result, checkpoint, data, config, out)
 
 
 def _drawn(split: Split, count: int | None, seed: int) -> Split:
@@ -136,10 +139,7 @@ def _drawn(split: Split, count: int | None, seed: int) -> Split:
     return dataclasses.replace(split, labels=split.labels[order], paths=tuple(split.paths[i] for i in order.tolist()))
 
 
-def _written(result: SlimResult, checkpoint: Checkpoint, data: DataSet, config: SlimConfig) -> SlimRun:
-    out = Path(config.out) if config.out is not None else checkpoint.path.parent / "slim"
-    if out.is_file():
-        raise UserError(f"out={str(out)!r} is a file: give a folder")
+def _written(result: SlimResult, checkpoint: Checkpoint, data: DataSet, config: SlimConfig, out: Path) -> SlimRun:
     report = {"checkpoint": checkpoint.path.name, "data": data.name, **result.report.to_dict()}
     report["settings"] = {k: v for k, v in config.to_dict().items() if k not in ("checkpoint", "out")}
     proof = result.report.proof
