@@ -109,6 +109,19 @@ def test_fewer_images_than_kept(network, images):
     assert few.sites[0].top_s.shape == (2, 8) and len(few.sample_rows) == 2
 
 
+def test_named_images_are_numbered_by_name(network, images):
+    x, y = images
+    names = [f"{i * 7 % 97:02}.png" for i in range(IMAGES)]
+    parts = [record_gates(network, [(x[i::3], y[i::3], names[i::3])], sample=IMAGES) for i in range(3)]
+    assert all(part.images.name == tuple(names[i::3]) for i, part in enumerate(parts))
+    one, other = reduce(GateRecord.merge, parts), reduce(GateRecord.merge, parts[::-1])
+    assert_same(one, other)
+    assert one.images.name == tuple(sorted(names)) and one.images.index.tolist() == list(range(IMAGES))
+    assert one.images.label.tolist() == y[np.argsort(names)].tolist()
+    top = one.sites[0].top_rows[0, 2]
+    assert one.images.label[top] == 2, "who opened the channel of class 2 most"
+
+
 RANK = """
 import sys
 sys.path.insert(0, {here!r})

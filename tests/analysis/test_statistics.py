@@ -255,6 +255,11 @@ def test_effective_rank():
     values = np.sqrt(np.linalg.eigvalsh(np.cov(s.astype(np.float32).T)))
     expected = np.exp(stats.entropy(values))
     assert effective_rank(made_up(np.zeros(300, int), s).sites[0]) == pytest.approx(expected, rel=1e-4)
+    few = rng.random((5, 40))
+    values = np.linalg.svd(few - few.mean(0), compute_uv=False)[:4]
+    assert effective_rank(made_up(np.zeros(5, int), few).sites[0]) == pytest.approx(
+        np.exp(stats.entropy(values)), rel=1e-5
+    )
 
 
 def test_correlation_of_gates(record):

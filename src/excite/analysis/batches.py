@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from excite.data import DataSet, make_loader
 from excite.errors import UserError
 from excite.training.batches import image_preparer, reader_count
 
-__all__ = ["Checked", "ImageBatch", "ImageBatches", "checked_batches", "scores_of"]
+__all__ = ["Checked", "ImageBatch", "ImageBatches", "checked_batches", "kept_random", "scores_of"]
 
 
 class ImageBatch(NamedTuple):
@@ -122,7 +123,7 @@ def checked_batches(batches: Iterable[Any], model: nn.Module) -> Iterator[Checke
             raise UserError(
                 f"batches give a {type(batch).__name__}: give tuples (images, labels) or (images, labels, indices)"
             )
-        images, labels = batch[0], np.asarray(batch[1], dtype=np.int64)
+        images, labels = batch[0], _whole_numbers(batch[1])
         if not images.is_floating_point():
             raise UserError(
                 f"images are {str(images.dtype).removeprefix('torch.')}: prepare them as the network takes them; "
@@ -133,7 +134,7 @@ def checked_batches(batches: Iterable[Any], model: nn.Module) -> Iterator[Checke
             if len(batch[2]) and isinstance(batch[2][0], str):
                 names = tuple(batch[2])
             else:
-                index = np.asarray(batch[2], dtype=np.int64)
+                index = _whole_numbers(batch[2])
         if labels.shape != (len(images),) or len(index if names is None else names) != len(images):
             raise UserError(
                 f"a batch of {len(images)} images with labels {labels.shape} and "
@@ -143,6 +144,18 @@ def checked_batches(batches: Iterable[Any], model: nn.Module) -> Iterator[Checke
             dtype = weight.dtype if weight.is_floating_point() else images.dtype
             yield Checked(images.to(weight.device, dtype), labels, index, names)
         start += len(images)
+
+
+def _whole_numbers(values: Any) -> Ints:
+    return np.asarray(values.cpu() if isinstance(values, Tensor) else values, dtype=np.int64)
+
+
+@contextmanager
+def kept_random(model: nn.Module) -> Iterator[None]:
+    """Random generators of the CPU and of the network's devices, left as they were."""
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(sorted(index for index in devices if index is not None)):
+        yield
 
 
 def scores_of(output: Any, labels: Ints) -> tuple[Ints, Floats] | None:

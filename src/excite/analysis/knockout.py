@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from excite.analysis.accumulate import image_keys
-from excite.analysis.batches import Checked, checked_batches, scores_of
+from excite.analysis.batches import Checked, checked_batches, kept_random, scores_of
 from excite.analysis.moments import Floats, Ints
 from excite.analysis.record import GateRecord, SiteRecord
 from excite.analysis.taps import Taps, tapped
@@ -150,7 +150,7 @@ def knock_out(
         raise UserError("batches gave no image: nothing to measure")
     bar = Bar() if progress else Silent()
     parts = []
-    with torch.random.fork_rng(), tapped(model, first.images) as taps:
+    with kept_random(model), tapped(model, first.images) as taps:
         bar.start_run("replacing gates", len(batches) if isinstance(batches, Sized) else 0)
         try:
             batch: Checked | None = first

@@ -66,11 +66,18 @@ class Images:
         return Images(name=tuple(name for part in parts for name in part.name), **arrays)
 
     def ordered(self) -> tuple[Images, Ints]:
-        """These by rising index, and the new place of each."""
+        """These by rising index, and the new place of each.
+
+        Images that have names were numbered as they came, in each record from 0: these are numbered anew, by name.
+        """
         order = np.lexsort((self.key, self.index))
+        numbered_anew = any(self.name) and len(np.unique(self.index)) < len(self)
+        if numbered_anew:
+            order = np.array(sorted(range(len(self)), key=self.name.__getitem__))
         places = np.empty_like(order)
         places[order] = np.arange(len(order))
-        return self.taken(order), places
+        images = self.taken(order)
+        return (replace(images, index=np.arange(len(order))) if numbered_anew else images), places
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from excite.analysis.accumulate import Accumulator, image_keys
 from excite.analysis.all_values import AllValues
-from excite.analysis.batches import Checked, checked_batches, scores_of
+from excite.analysis.batches import Checked, checked_batches, kept_random, scores_of
 from excite.analysis.record import GateRecord, Images
 from excite.analysis.taps import Taps, tapped
 from excite.errors import UserError
@@ -68,7 +68,7 @@ def record_gates(
         raise UserError("batches gave no image: nothing to record")
     bar = Bar() if progress else Silent()
     with (
-        torch.random.fork_rng(),
+        kept_random(model),
         tapped(model, first.images if example is None else example) as taps,
         ExitStack() as at_end,
     ):
