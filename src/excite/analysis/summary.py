@@ -31,7 +31,7 @@ def findings(gates: Sequence[GateSummary]) -> tuple[Finding, ...]:
 
     Early and late are the first and the last third of the gates, one at least.
     """
-    if not gates or any(g.specificity is None or g.specificity.low is None for g in gates):
+    if not gates or any(g.specificity is None or (g.specificity.low is None and not _is_constant(g)) for g in gates):
         return ()
     third = max(1, len(gates) // 3)
     if len(gates) == 1:
@@ -41,8 +41,14 @@ def findings(gates: Sequence[GateSummary]) -> tuple[Finding, ...]:
 
 
 def _ends(g: GateSummary) -> tuple[float, float]:
-    assert g.specificity is not None and g.specificity.low is not None and g.specificity.high is not None
+    """The interval of specificity; a gate that never changes has none, and knows no classes for certain."""
+    if g.specificity is None or g.specificity.low is None or g.specificity.high is None:
+        return 0.0, 0.0
     return g.specificity.low, g.specificity.high
+
+
+def _is_constant(g: GateSummary) -> bool:
+    return g.near_constant == g.channels
 
 
 def _spans(gates: Sequence[GateSummary]) -> str:
@@ -131,7 +137,7 @@ def _classes(gates: Sequence[GateSummary]) -> str:
         return f"None of the {_counted(len(tested), 'gate')} could be told from one that knows nothing of classes."
     many = "All" if len(told) == len(tested) else f"{len(told)} of"
     which = f"{many} {_counted(len(tested), 'gate')}" if len(tested) > 1 else "The one gate"
-    verb = "differ" if len(tested) > 1 else "differs"
+    verb = "differs" if len(told) == 1 else "differ"
     return (
         f"{which} {verb} between classes by more than chance; most in {top.block}, where classes make up "
         f"{100 * top.specificity.value:.0f} % of the variance."

@@ -69,7 +69,7 @@ def pictures_seen(batches: Iterable[Any]) -> Callable[[Sequence[int]], dict[int,
             given = len(batch) == 3 and not (len(batch[2]) and isinstance(batch[2][0], str))
             places = np.asarray(batch[2]).tolist() if given else range(start, start + len(images))
             for row, place in enumerate(places):
-                if place in wanted and images.dim() == 4 and images.shape[1] in (1, 3):
+                if place in wanted and images.dim() == 4:
                     found[place] = _stretched(images[row])
             start += len(images)
             if len(found) == len(wanted):
@@ -81,6 +81,8 @@ def pictures_seen(batches: Iterable[Any]) -> Callable[[Sequence[int]], dict[int,
 
 def _stretched(image: Tensor) -> Tensor:
     image = image.detach().float().cpu()
+    if len(image) not in (1, 3):  # no colours that a screen has
+        image = image.mean(0, keepdim=True)
     low, high = image.min(), image.max()
     return ((image - low) * (255 / (high - low).clamp(min=1e-12))).round().to(torch.uint8)
 

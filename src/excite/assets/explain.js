@@ -106,6 +106,8 @@
     const colours = against
       ? { colorscale: [[0, "@2"], [0.5, "@paper"], [1, "@1"]], zmin: -reach, zmax: reach }
       : { colorscale: "Cividis", ...(chosen.scale === "whole" ? { zmin: gate.range[0], zmax: gate.range[1] } : {}) };
+    const ends = [-reach, 0, reach];
+    const ticks = against ? { tickvals: ends, ticktext: ends.map((v) => v.toFixed(3)) } : { nticks: 4 };
     return {
       height: 96 + Math.max(80, (all > 24 ? 12 : 20) * all),
       data: [
@@ -115,7 +117,7 @@
           hovertemplate: `%{text}<br>channel %{customdata}: %{z:${against ? "+" : ""}.3f}<extra></extra>`,
           colorbar: {
             orientation: "h", thickness: 10, len: 0.6, x: 0, xanchor: "left", y: 1, yanchor: "bottom", outlinewidth: 0,
-            nticks: 3, tickangle: 0, exponentformat: "none", tickfont: { color: "@muted", size: 12 },
+            tickangle: 0, ...ticks, tickfont: { color: "@muted", size: 12 },
           },
         },
       ],
