@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +85,13 @@ def training() -> str:
     return table(["", "time", "goal", "peak memory"], body) + f"\n{about}.\n"
 
 
-def ways() -> str:
-    """Ways to end a bottleneck with a gate: milliseconds."""
-    (row,) = newest("gated_conv")
+def ways(question: str) -> str:
+    """Ways to have a gate beside a convolution: milliseconds."""
+    (row,) = newest(question)
     shapes = list(row["ms"])
     names = list(row["ms"][shapes[0]])
-    body = [[name, *(f"{row['ms'][shape][name]:.2f}" for shape in shapes)] for name in names]
+    digits = 3 if min(min(found.values()) for found in row["ms"].values()) < 0.1 else 2
+    body = [[name, *(f"{row['ms'][shape][name]:.{digits}f}" for shape in shapes)] for name in names]
     about = f"milliseconds, {row['batch_size']} images; {where([row]).partition(';')[0]}"
     return table(["", *shapes], body) + f"\n{about}.\n"
 
@@ -97,7 +99,9 @@ def ways() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "inference": lambda: ratios(newest("inference"), "batch_size"),
     "training": training,
-    "ways": ways,
+    "ways": partial(ways, "gated_conv"),
+    "projections": partial(ways, "gated_input"),
+    "squeezes": partial(ways, "squeeze_kxk"),
 }
 
 

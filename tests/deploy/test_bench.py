@@ -38,7 +38,7 @@ def test_rows_have_every_state_with_and_without_gates(measured):
         "resnet20": "eca",
     }
     assert {name: {gate.how for gate in report.gates} for name, report in result.reports.items()} == {
-        "timm:test_efficientnet": {"in place"},
+        "timm:test_efficientnet": {"in the next convolution"},
         "resnet20": {"tail"},
     }
 

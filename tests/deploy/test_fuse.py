@@ -57,13 +57,13 @@ NETWORKS = {
     "timm:seresnet50": {"squeeze ahead": 16},
     "timm:ecaresnet50d": {"squeeze ahead": 16},
     "timm:seresnext50_32x4d": {"squeeze ahead": 16},
-    "timm:efficientnet_b0": {"in place": 16},
-    "timm:mobilenetv3_large_100": {"in place": 8},
-    "timm:regnety_004": {"in place": 16},
+    "timm:efficientnet_b0": {"in the next convolution": 16},
+    "timm:mobilenetv3_large_100": {"in the next convolution": 8},
+    "timm:regnety_004": {"in the next convolution": 16},
     "timm:resnet50": {},
-    "torchvision:efficientnet_b0": {"in place": 16},
-    "torchvision:mobilenet_v3_large": {"in place": 8},
-    "torchvision:regnet_y_400mf": {"in place": 16},
+    "torchvision:efficientnet_b0": {"in the next convolution": 16},
+    "torchvision:mobilenet_v3_large": {"in the next convolution": 8},
+    "torchvision:regnet_y_400mf": {"in the next convolution": 16},
     "excite:se_resnet50": {"squeeze ahead": 16},
     "excite:eca_resnet50": {"squeeze ahead": 16},
     "excite:se_resnext50_32x4d": {"squeeze ahead": 16},
@@ -223,7 +223,7 @@ def test_it_does_not_train():
 # --- other people's networks ---
 
 
-@pytest.mark.parametrize(("where", "how"), [("residual", "squeeze ahead"), ("inner", "in place")])
+@pytest.mark.parametrize(("where", "how"), [("residual", "squeeze ahead"), ("inner", "in the next convolution")])
 def test_attached_gates_fuse(where, how):
     model = trained(torchvision.models.resnet.ResNet(torchvision.models.resnet.Bottleneck, [1, 1, 1, 1]))
     x = torch.randn(2, 3, 64, 64)

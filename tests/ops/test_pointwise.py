@@ -41,8 +41,9 @@ def maps(n, c_in, c_out, h, w, seed=0):
     return x, draw(c_out, c_in) / math.sqrt(c_in), draw(c_out), draw(n, c_out), shortcut
 
 
-def formula(x, weight, bias, scale, shortcut, act):
-    y = F.conv2d(x.double(), weight.double()[:, :, None, None], bias.double())
+def formula(x, weight, bias, scale, shortcut, act, taken=None):
+    x = x.double() if taken is None else x.double() * taken.double()[:, :, None, None]
+    y = F.conv2d(x, weight.double()[:, :, None, None], bias.double())
     y = y if scale is None else y * scale.double()[:, :, None, None]
     return act(y if shortcut is None else y + shortcut.double())
 
@@ -58,6 +59,17 @@ def test_the_formula(shape, name):
         assert y.shape == add.shape and y.is_contiguous(memory_format=torch.channels_last)
         expected = formula(x, weight, bias, scale, shortcut, act)
         torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("gates", [(True, False), (True, True)], ids=["before", "before and after"])
+def test_the_formula_with_a_scale_of_the_input(shape, gates):
+    x, weight, bias, s, add = maps(*shape)
+    taken = torch.randn(shape[0], shape[1], generator=torch.Generator().manual_seed(2))
+    scale = s if gates[1] else None
+    y = pointwise(x, in_panels(weight), bias, taken=taken, scale=scale, shortcut=add, act=ACTS["relu"])
+    expected = formula(x, weight, bias, scale, add, torch.relu, taken)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_in_place_it_is_the_shortcut():

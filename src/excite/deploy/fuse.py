@@ -33,7 +33,8 @@ class GateFate:
         name: of the gate, or of the module it hung on.
         gate: the gate's text, or the name of its class.
         how: "squeeze ahead" (in one with the convolution before it, whose input it squeezes), "tail" (in one with that
-            convolution, squeezing its output), "in place" (it writes over its map), or "left".
+            convolution, squeezing its output), "in the next convolution" (its scale goes into the weights of the 1x1
+            convolution that reads its map), "in place" (it writes over its map), or "left".
         reason: why it was left.
     """
 

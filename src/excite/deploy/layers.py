@@ -20,7 +20,7 @@ from excite.gates.functions import ACTIVATIONS, gate_function
 from excite.ops import native, rescale, squeeze
 from excite.ops.pointwise import in_panels, pointwise
 
-__all__ = ["FusedConv", "GateInPlace", "GatedConv"]
+__all__ = ["ConvOfGated", "FusedConv", "GateInPlace", "GatedConv"]
 
 
 def _identity(*tensors: Tensor | None) -> tuple[Any, ...]:
@@ -105,8 +105,15 @@ class FusedConv(nn.Module):
             and not _ordinary(x, other, self.weight)
         )
 
-    def _by_pointwise(self, x: Tensor, other: Tensor | None, act: Activation, s: Tensor | None = None) -> Tensor | None:
-        """act(s (W x + b) + other) by the compiled 1x1 convolution; None where it is not to be had."""
+    def _by_pointwise(
+        self,
+        x: Tensor,
+        other: Tensor | None,
+        act: Activation,
+        s: Tensor | None = None,
+        taken: Tensor | None = None,
+    ) -> Tensor | None:
+        """act(s (W (taken x) + b) + other) by the compiled 1x1 convolution; None where it is not to be had."""
         told = act.pointwise
         if not self.pointwise or told is None or x.dtype != torch.float32:
             return None
@@ -117,7 +124,7 @@ class FusedConv(nn.Module):
         _, panels, bias = self._panels
         if panels is None:
             return None
-        return pointwise(x, panels, bias, scale=s, shortcut=other, act=told, in_place=self.in_place)
+        return pointwise(x, panels, bias, taken=taken, scale=s, shortcut=other, act=told, in_place=self.in_place)
 
     def _by_onednn(self, x: Tensor, other: Tensor | None, act: Activation) -> Tensor:
         name, numbers, form = act.onednn
@@ -215,6 +222,31 @@ class GatedConv(FusedConv):
             return c_in < c_out  # one graph for all sizes
         # The weight is read once more for it, from memory; the output was just written, and lies in a cache.
         return 4 * c_in * c_out < x.shape[0] * (c_out - c_in) * math.prod(x.shape[2:])
+
+
+class ConvOfGated(FusedConv):
+    """act(conv(gate(x)) + other), the scale going into the convolution's weights, for each image its own.
+
+    In inverted residuals the gate stands before the 1x1 convolution that makes the map narrow again.
+
+    Args:
+        conv: as for ``FusedConv``.
+        gate: a gate for its input, which nobody else reads: it may be written over.
+    """
+
+    def __init__(self, conv: Conv, gate: Gate) -> None:
+        super().__init__(conv)
+        self.gate = gate.requires_grad_(False)
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """The output, fresh unless ``in_place``."""
+        s = self.gate.excite(squeeze(x, self.gate.descriptors))
+        # The weights are scaled once an image; where there are more of them than positions, the map is less work.
+        if self._in_one_pass(x, other) and len(self.weight) <= x.shape[2:].numel():
+            y = self._by_pointwise(x, other, self.act, taken=s)
+            if y is not None:
+                return y
+        return self._convolved(_rescaled(x, s, None, ACTIVATION_NONE), other, self.act)
 
 
 class GateInPlace(nn.Module):

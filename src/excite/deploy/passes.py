@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from excite.deploy.activations import ACTIVATION_NONE, Activation, activation_of
-from excite.deploy.layers import FusedConv, GatedConv, GateInPlace
+from excite.deploy.layers import ConvOfGated, FusedConv, GatedConv, GateInPlace
 from excite.gates import Gate
 from excite.graph.functional import layered
 
@@ -159,6 +159,14 @@ class Fusion:
             self._replace(node, new)
             self.graph.erase_node(before)
             self.gates.append((*said, "squeeze ahead" if gated.ahead else "tail", ""))
+        elif isinstance(made_by, FusedConv) and (reader := self._only_pointwise(node)) is not None:
+            conv = self._layer(reader)
+            assert isinstance(conv, FusedConv)
+            with self.graph.inserting_before(reader):
+                new = self._call(reader, _with_act(ConvOfGated(conv, gate), conv), "", before)
+            self._replace(reader, new)
+            self.graph.erase_node(node)
+            self.gates.append((*said, "in the next convolution", ""))
         elif isinstance(made_by, FusedConv) or before.target in (torch.cat, torch.concat):
             with self.graph.inserting_before(node):
                 new = self._call(node, GateInPlace(gate), "", before)
@@ -166,6 +174,13 @@ class Fusion:
             self.gates.append((*said, "in place", ""))
         else:
             self.gates.append((*said, "left", "its map is not made by a convolution"))
+
+    def _only_pointwise(self, node: fx.Node) -> fx.Node | None:
+        """The 1x1 convolution that alone reads a map, if one does."""
+        readers = list(node.users)
+        layer = self._layer(readers[0]) if len(readers) == 1 else None
+        single = type(layer) is FusedConv and layer.pointwise and readers[0].args == (node,)
+        return readers[0] if single else None
 
     def _take_addition(self, node: fx.Node) -> None:
         """A residual addition becomes part of the convolution or tail that makes the branch."""
@@ -262,6 +277,11 @@ class Fusion:
     def _replace(self, node: fx.Node, new: fx.Node) -> None:
         node.replace_all_uses_with(new)
         self.graph.erase_node(node)
+
+
+def _with_act(layer: FusedConv, like: FusedConv) -> FusedConv:
+    layer.act = like.act
+    return layer
 
 
 def _writes(node: fx.Node) -> bool:

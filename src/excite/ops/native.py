@@ -46,7 +46,7 @@ _FUNCTIONS: dict[str, tuple[int, list[Any]]] = {
     "excite_mean": (2, []),
     "excite_moments": (3, []),
     "excite_moments_grad": (7, []),
-    "excite_pointwise": (6, [ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_float]),
+    "excite_pointwise": (7, [ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_float]),
     "excite_statistics": (10, [ctypes.c_double]),
     "excite_statistics_grad": (11, [ctypes.c_double]),
 }

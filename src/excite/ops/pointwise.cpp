@@ -1,12 +1,14 @@
-// A 1x1 convolution whose last step knows the gate: out = act(s (W x + b) + shortcut), in one walk over the maps.
+// A 1x1 convolution that knows the gates on either side: out = act(s (W (t x) + b) + shortcut), in one walk over the maps.
 //
 // Maps are "rows" (channels_last): N samples of P positions of K channels in, of C channels out. The weights come in
 // panels of `kPanel` output channels, [panel][K][kPanel], the last one filled up with zeros. A tile of kTile positions
 // times a panel is kept in registers over all K channels; scale, bias, shortcut and activation are applied before it
-// is written. Each output element is one sum over K in order, so results do not depend on the number of threads.
+// is written; a scale t of the input goes into a copy of the panel. Each output element is one sum over K in order, so
+// results do not depend on the number of threads.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 namespace {
 
@@ -115,16 +117,25 @@ void column(const float* x, Index k, const float* panel, const Step& step, Index
     }
 }
 
-// Positions [begin, end) of one sample times the panels [first, last).
-void block(const float* x, Index k, const float* w, const Step& step, Index begin, Index end, Index first, Index last,
-           Index c) {
+// A panel for one sample: every row times its channel's scale.
+const float* scaled(const float* panel, Index k, const float* scale, std::vector<float>& room) {
+    room.resize(k * kPanel);
+    for (Index i = 0; i < k; ++i)
+        for (int v = 0; v < kPanel; ++v) room[i * kPanel + v] = panel[i * kPanel + v] * scale[i];
+    return room.data();
+}
+
+// Positions [begin, end) of one sample times the panels [first, last); `taken` scales the input's channels, or is null.
+void block(const float* x, Index k, const float* w, const float* taken, const Step& step, Index begin, Index end,
+           Index first, Index last, Index c) {
+    static thread_local std::vector<float> room;
     for (Index p = first; p < last; ++p) {
         const Index c0 = p * kPanel, valid = std::min<Index>(kPanel, c - c0);
         const Index vectors = (valid + kLanes - 1) / kLanes, count = valid - (vectors - 1) * kLanes;
         Step own = step;
         own.bias += c0;
         if (own.scale) own.scale += c0;
-        const float* panel = w + c0 * k;
+        const float* panel = taken ? scaled(w + c0 * k, k, taken, room) : w + c0 * k;
         if (vectors == 1) column<1>(x, k, panel, own, begin, end, c, c0, count);
         if (vectors == 2) column<2>(x, k, panel, own, begin, end, c, c0, count);
         if constexpr (kVectors > 2) {
@@ -147,11 +158,11 @@ int excite_pointwise_panel() {
     return kPanel;
 }
 
-// x [N, P, K], w in panels, bias [C], scale [N, C] or null, shortcut [N, P, C] or null, out [N, P, C], which may be
-// shortcut. Float32 rows only; `type` and `rows` are there because every function has them.
+// x [N, P, K], w in panels, bias [C], taken [N, K] or null, scale [N, C] or null, shortcut [N, P, C] or null, out
+// [N, P, C], which may be shortcut. Float32 rows only; `type` and `rows` are there because every function has them.
 void excite_pointwise(int type, int rows, int threads, int64_t n, int64_t c, int64_t p, const float* x, const float* w,
-                      const float* bias, const float* scale, const float* shortcut, float* out, int64_t k, int act,
-                      float low, float high) {
+                      const float* bias, const float* taken, const float* scale, const float* shortcut, float* out,
+                      int64_t k, int act, float low, float high) {
     (void)type, (void)rows;
     const Index panels = ceil_div(c, kPanel);
     Index blocks = ceil_div(p * k * 4, kBlockBytes);
@@ -164,8 +175,8 @@ void excite_pointwise(int type, int rows, int threads, int64_t n, int64_t c, int
         const Index chunk = task % chunks, i = task / chunks % blocks, sample = task / chunks / blocks;
         Step step{bias, scale ? scale + sample * c : nullptr, shortcut ? shortcut + sample * p * c : nullptr,
                   out + sample * p * c, act, low, high};
-        block(x + sample * p * k, k, w, step, i * positions, std::min(p, (i + 1) * positions), panels * chunk / chunks,
-              panels * (chunk + 1) / chunks, c);
+        block(x + sample * p * k, k, w, taken ? taken + sample * k : nullptr, step, i * positions,
+              std::min(p, (i + 1) * positions), panels * chunk / chunks, panels * (chunk + 1) / chunks, c);
     }
 }
 

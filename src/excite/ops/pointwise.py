@@ -47,6 +47,7 @@ def pointwise(
     panels: Tensor,
     bias: Tensor,
     *,
+    taken: Tensor | None = None,
     scale: Tensor | None = None,
     shortcut: Tensor | None = None,
     act: tuple[int, float, float] = ACTS["none"],
@@ -58,6 +59,7 @@ def pointwise(
         x: map [N, C_in, H, W], float32, channels_last, on the CPU.
         panels: the weight, from ``in_panels``.
         bias: [C_out], float32.
+        taken: t [N, C_in], or None for 1.
         scale: s [N, C_out], or None for 1.
         shortcut: [N, C_out, H, W] like x, or None.
         act: its number and, for a clamp, least and most; see ``ACTS``.
@@ -83,12 +85,10 @@ def pointwise(
         y = shortcut
     else:
         y = torch.empty((n, c_out, h, w), dtype=torch.float32, memory_format=torch.channels_last)
-    if scale is not None:
-        scale = scale.to(torch.float32).contiguous()
+    taken, scale = (None if t is None else t.to(torch.float32).contiguous() for t in (taken, scale))
     loaded.excite_pointwise(
         0, 1, torch.get_num_threads(), n, c_out, h * w, x.data_ptr(), panels.data_ptr(), bias.data_ptr(),
-        None if scale is None else scale.data_ptr(), None if shortcut is None else shortcut.data_ptr(), y.data_ptr(),
-        c_in, *act,
+        *(None if t is None else t.data_ptr() for t in (taken, scale, shortcut)), y.data_ptr(), c_in, *act,
     )  # fmt: skip
     if y is shortcut and not y.is_inference():
         torch.autograd.graph.increment_version(y)
