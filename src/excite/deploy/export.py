@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +137,10 @@ def export_file(
     runtime.require()
     model = unwrapped(model)
     _check_network(model, example, runtime, len(classes))
-    program, sizes = _program(model, example, find_sizes(model, example))
+    sizes = find_sizes(model, example)
+    program = _program(model, example, sizes)
+    if runtime.runs_code:  # programs of PyTorch also refuse what they were not traced for
+        sizes = with_minimum(sizes, _guards(program, example))
     opset = ONNX_OPSET if "onnx" in runtime.packages else None
     manifest = Manifest(
         tuple(classes),
@@ -226,9 +229,9 @@ class _Named(nn.Module):
         return y
 
 
-def _program(model: nn.Module, example: Tensor, sizes: Sizes) -> tuple[ExportedProgram, Sizes]:
-    """The network's program for any batch and any of the sizes, and the sizes that it takes indeed."""
-    # An example of one image, or of sides of 1, would be taken for a constant.
+def _program(model: nn.Module, example: Tensor, sizes: Sizes) -> ExportedProgram:
+    """The network's program for any batch and any of the sizes."""
+    # An example of one image would be taken for a constant.
     images = example if len(example) > 1 else torch.cat([example, example])
     free: dict[int, Any] = {0: Dim.DYNAMIC(min=1)}
     if sizes.step is not None:
@@ -237,20 +240,24 @@ def _program(model: nn.Module, example: Tensor, sizes: Sizes) -> tuple[ExportedP
     patched = symbolic_shapes.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     with torch.no_grad(), _quiet(), patched:
         try:
-            program = torch.export.export(_Named(model), (images,), dynamic_shapes=(free,), strict=False)
+            return torch.export.export(_Named(model), (images,), dynamic_shapes=(free,), strict=False)
         except Exception as error:  # whatever a forward does that cannot be traced
             raise _refused(type(model).__name__, "torch.export", error) from error
-        module = program.module()
+
+
+def _guards(program: ExportedProgram, example: Tensor) -> Callable[[tuple[int, ...]], bool]:
+    """Whether a program takes images of these sides."""
+    module = program.module()
 
     def runs(sides: tuple[int, ...]) -> bool:
         try:
             with torch.no_grad():
-                module(torch.zeros(1, example.shape[1], *sides, device=example.device))
+                module(torch.zeros(2, example.shape[1], *sides, device=example.device))
         except (AssertionError, RuntimeError):
             return False
         return True
 
-    return program, with_minimum(sizes, runs)
+    return runs
 
 
 def _write(runtime: Runtime, program: ExportedProgram, path: Path, manifest: Manifest) -> None:

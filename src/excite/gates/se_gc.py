@@ -97,5 +97,7 @@ class SEGC(Gate):
         # One batched product over the groups; a grouped conv1d on maps of one position is several times slower.
         grouped = z.reshape(-1, self.groups, size).transpose(0, 1)
         blocks = self.weight.view(self.groups, size, size).transpose(1, 2)
-        x = torch.bmm(grouped, blocks).transpose(0, 1).flatten(1)
+        x = torch.bmm(grouped, blocks).transpose(0, 1)
+        # Copied outright: flatten asks whether it must, and an exported graph that has the answer takes no batch of 1.
+        x = x.clone(memory_format=torch.contiguous_format).flatten(1)
         return gate_function(x, "sigmoid", neutral=self.neutral)

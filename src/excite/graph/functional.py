@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from excite.errors import UserError
-from excite.gates import Gate
+from excite.gates import Gate, NoSqueeze
 from excite.graph.record import unwrapped
 from excite.graph.rewrite import HUNG_NAMES, hung, replace, take
 
@@ -40,7 +40,7 @@ class _Tracer(fx.Tracer):
     """Looks into every module but PyTorch's own layers, gates, and norms with something more in them."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, Gate | nn.modules.batchnorm._BatchNorm):
+        if isinstance(m, Gate | NoSqueeze | nn.modules.batchnorm._BatchNorm):
             return True
         if m._forward_hooks or m._forward_pre_hooks:
             return True  # the user's own: they run with the module that they hang on
