@@ -109,9 +109,16 @@ class GateSummary:
     knock_outs: tuple[KnockedOut, ...] = ()
 
     @property
-    def class_sd(self) -> float:
-        """How far class means of s lie apart: the standard deviation that goes with the class; 0 where none does."""
-        return self.sd * max(self.specificity.value if self.specificity else 0.0, 0.0) ** 0.5
+    def class_sd(self) -> Estimate:
+        """How far class means of s lie apart: the standard deviation that goes with the class, sd times omega.
+
+        Its interval is that of the specificity; how well ``sd`` itself is known is left out.
+        """
+        if self.specificity is None:
+            return Estimate(0.0)
+        ends = (self.specificity.value, self.specificity.low, self.specificity.high)
+        value, low, high = (None if end is None else self.sd * max(end, 0.0) ** 0.5 for end in ends)
+        return Estimate(value or 0.0, low, high)
 
     def knock_out(self, mode: str) -> KnockedOut | None:
         """What was measured under this mode; None where nothing was."""

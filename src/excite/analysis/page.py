@@ -200,7 +200,7 @@ def _table(e: Explanation) -> Table:
 
 def _classes_cells(g: GateSummary) -> list[Cell | str | float]:
     specificity = Cell("", "") if g.specificity is None else _estimate(g.specificity, 3)
-    deviations = [Cell(f"{v:.4f}", v) for v in (g.sd, g.class_sd)]
+    deviations = [Cell(f"{v:.4f}", v) for v in (g.sd, g.class_sd.value)]
     return [Cell(g.block, detail=g.gate), g.stage or Cell("", ""), g.channels, specificity, _p(g.p_holm), *deviations]
 
 

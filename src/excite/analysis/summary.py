@@ -52,7 +52,7 @@ def _is_constant(g: GateSummary) -> bool:
 
 
 def _spans(gates: Sequence[GateSummary]) -> str:
-    specific, apart = ([g.specificity.value for g in gates if g.specificity], [g.class_sd for g in gates])
+    specific, apart = ([g.specificity.value for g in gates if g.specificity], [g.class_sd.value for g in gates])
     return f"specificity {_span(specific, 2)}, class means {_span(apart, 3)} apart"
 
 
@@ -65,7 +65,7 @@ def _span(values: Sequence[float], digits: int) -> str:
 def _early(gates: Sequence[GateSummary]) -> Finding:
     name = "early gates are class-agnostic"
     said = f"the first {_counted(len(gates), 'gate')}: {_spans(gates)}"
-    if all(_ends(g)[1] < AGNOSTIC or g.class_sd <= CONSTANT_SD for g in gates):
+    if all(_is_agnostic(g) for g in gates):
         return Finding(name, "yes", said)
     specific = [g for g in gates if _is_specific(g)]
     if specific:
@@ -78,14 +78,18 @@ def _late(gates: Sequence[GateSummary]) -> Finding:
     said = f"the last {_counted(len(gates), 'gate')}: {_spans(gates)}"
     if all(_is_specific(g) for g in gates):
         return Finding(name, "yes", said)
-    agnostic = [g for g in gates if _ends(g)[1] < AGNOSTIC or g.class_sd <= CONSTANT_SD]
+    agnostic = [g for g in gates if _is_agnostic(g)]
     if agnostic:
         return Finding(name, "no", f"{said}; {_listed([g.block for g in agnostic])} {_is_or_are(agnostic)} not")
     return Finding(name, "undecided", said)
 
 
 def _is_specific(g: GateSummary) -> bool:
-    return _told(g) and _ends(g)[0] > AGNOSTIC and g.class_sd > CONSTANT_SD
+    return _told(g) and _ends(g)[0] > AGNOSTIC and (g.class_sd.low or 0.0) > CONSTANT_SD
+
+
+def _is_agnostic(g: GateSummary) -> bool:
+    return _ends(g)[1] < AGNOSTIC or (g.class_sd.high or 0.0) <= CONSTANT_SD
 
 
 def _is_or_are(gates: Sequence[GateSummary]) -> str:
@@ -200,4 +204,6 @@ def _counted(n: int, what: str) -> str:
 
 
 def _listed(items: Sequence[str]) -> str:
+    if len(items) > 4:
+        items = [*items[:3], f"{len(items) - 3} more"]
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

@@ -237,8 +237,8 @@
       .filter((id) => fits(data.images[id]))
       .map((id) => {
         const image = data.images[id];
-        const mistake = wrong(image) ? `, taken for ${className(image.predicted)}` : "";
-        return [String(id), `${short(image.name, 40)} (${className(image.label)}${mistake})`];
+        const mistake = wrong(image) ? `, taken for ${short(className(image.predicted))}` : "";
+        return [String(id), `${short(image.name, 40)} (${short(className(image.label))}${mistake})`];
       });
   }
 
