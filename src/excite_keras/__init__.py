@@ -38,23 +38,46 @@ from excite_keras.gates import (  # noqa: E402
 )
 
 if TYPE_CHECKING:
-    pass
+    from excite_keras.insert import Site, find_sites, insert
+    from excite_keras.models import ECAResNet50, SEResNet50, create_model, list_models
+    from excite_keras.weights import from_keras, load_gate, to_keras
 
 __all__ = [
     "ECANS",
     "SEGC",
+    "ECAResNet50",
     "EffectiveSqueezeExcite",
     "EfficientChannelAttention",
     "Gate",
+    "SEResNet50",
     "SEVar1",
     "SEVar2",
     "SEVar3",
+    "Site",
     "SqueezeExcite",
+    "create_model",
+    "find_sites",
+    "from_keras",
+    "insert",
     "list_gates",
+    "list_models",
+    "load_gate",
     "parse_gate",
+    "to_keras",
 ]
 
-_HOMES: dict[str, str] = {}
+_HOMES = {
+    "ECAResNet50": "excite_keras.models",
+    "SEResNet50": "excite_keras.models",
+    "Site": "excite_keras.insert",
+    "create_model": "excite_keras.models",
+    "find_sites": "excite_keras.insert",
+    "from_keras": "excite_keras.weights",
+    "insert": "excite_keras.insert",
+    "list_models": "excite_keras.models",
+    "load_gate": "excite_keras.weights",
+    "to_keras": "excite_keras.weights",
+}
 
 
 def __getattr__(name: str) -> Any:
