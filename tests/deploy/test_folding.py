@@ -93,10 +93,6 @@ def test_placements(placement, block, dtype, bound):
     assert all("is read by others too" in reason for reason in reasons)
 
 
-def imitation(library, name, **options):
-    return (timm.create_model if library == "timm" else torchvision.models.get_model)(name, **options)
-
-
 def attached_at(make, where):
     model = make().eval()
     attach_(model, "se(reduction=4)", torch.empty(1, 3, 64, 64, device="meta"), where=where)
@@ -106,31 +102,31 @@ def attached_at(make, where):
 tv = partial(torchvision.models.get_model, weights=None)
 own = create_model
 NETWORKS = {
-    "resnet20": (lambda: own("se_resnet20"), 9, 0),
-    "preresnet20-like": (lambda: own("preresnet110", gate="se"), 54, 0),
+    "se_resnet20": (lambda: own("se_resnet20"), 9, 0),
+    "preresnet": (lambda: own("preresnet110", gate="se"), 54, 0),
     "preresnet pre": (lambda: own("preresnet110", gate="se", placement="pre"), 54, 0),
     "preresnet identity": (lambda: own("preresnet110", gate="se", placement="identity"), 0, 54),
-    "mobilenetv1": (lambda: own("se_mobilenetv1"), 13, 0),
-    "mobilenetv2": (lambda: own("se_mobilenetv2"), 17, 0),
+    "se_mobilenetv1": (lambda: own("se_mobilenetv1"), 13, 0),
+    "se_mobilenetv2": (lambda: own("se_mobilenetv2"), 17, 0),
     "mobilenetv2 inner": (lambda: own("mobilenetv2", gate="se", placement="inner"), 17, 0),
     "mobilenetv2 post": (lambda: own("mobilenetv2", gate="se", placement="post"), 12, 5),
     "mobilenetv2 identity": (lambda: own("mobilenetv2", gate="se", placement="identity"), 0, 10),
-    "shufflenet": (lambda: own("se_shufflenetv1"), 16, 0),
+    "se_shufflenetv1": (lambda: own("se_shufflenetv1"), 16, 0),
     "shufflenet pre": (lambda: own("shufflenetv1", gate="se", placement="pre"), 16, 0),
     "shufflenet post": (lambda: own("shufflenetv1", gate="se", placement="post"), 1, 15),
-    "vgg": (lambda: own("se_vgg11_bn"), 8, 0),
-    "bn_inception": (lambda: own("se_bn_inception"), 10, 0),
-    "resnext": (lambda: own("se_resnext50_32x4d"), 16, 0),
+    "se_vgg11_bn": (lambda: own("se_vgg11_bn"), 8, 0),
+    "se_bn_inception": (lambda: own("se_bn_inception"), 10, 0),
+    "se_resnext50_32x4d": (lambda: own("se_resnext50_32x4d"), 16, 0),
     "inception_resnet": (lambda: own("inception_resnet_v2", gate="se"), 40, 0),
     "inception_resnet inner": (lambda: own("inception_resnet_v2", gate="se", placement="inner"), 40, 0),
-    "timm seresnet": (lambda: timm.create_model("seresnet50"), 16, 0),
+    "timm seresnet50": (lambda: timm.create_model("seresnet50"), 16, 0),
     "timm legacy": (lambda: timm.create_model("legacy_seresnet18"), 8, 0),
-    "timm efficientnet": (lambda: timm.create_model("efficientnet_b0"), 16, 0),
-    "timm mobilenetv3": (lambda: timm.create_model("mobilenetv3_large_100"), 8, 0),
-    "timm regnet": (lambda: timm.create_model("regnety_004"), 16, 0),
-    "torchvision efficientnet": (lambda: tv("efficientnet_b0"), 16, 0),
-    "torchvision mobilenetv3": (lambda: tv("mobilenet_v3_large"), 8, 0),
-    "torchvision regnet": (lambda: tv("regnet_y_400mf"), 16, 0),
+    "timm efficientnet_b0": (lambda: timm.create_model("efficientnet_b0"), 16, 0),
+    "timm mobilenetv3_large_100": (lambda: timm.create_model("mobilenetv3_large_100"), 8, 0),
+    "timm regnety_004": (lambda: timm.create_model("regnety_004"), 16, 0),
+    "torchvision efficientnet_b0": (lambda: tv("efficientnet_b0"), 16, 0),
+    "torchvision mobilenet_v3_large": (lambda: tv("mobilenet_v3_large"), 8, 0),
+    "torchvision regnet_y_400mf": (lambda: tv("regnet_y_400mf"), 16, 0),
     "attached residual": (lambda: attached_at(partial(tv, "resnet18"), "residual"), 8, 0),
     "attached pre": (lambda: attached_at(partial(tv, "resnet18"), "pre"), 8, 0),
     "attached post": (lambda: attached_at(partial(tv, "resnet18"), "post"), 7, 1),
@@ -144,7 +140,7 @@ NETWORKS = {
     "attached to raw sums": (lambda: attached_at(partial(tv, "convnext_tiny"), "post"), 0, 18),
     "attached to shuffled channels": (lambda: attached_at(partial(tv, "shufflenet_v2_x0_5"), "conv"), 37, 0),
 }
-QUICK = {"resnet20", "timm mobilenetv3", "attached residual", "attached pre"}
+QUICK = {"se_resnet20", "timm mobilenetv3_large_100", "attached residual", "attached pre"}
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_a_proof_in_words():
     assert (
         "On them accuracy is the same" in words and "can prove no less than 0.18 points, were no prediction to" in words
     )
-    assert "it would take about 3,6" in words
+    assert "it would take about 3,700 images" in words
     assert "would take" not in str(prove(*seen(2000, 14, 6), max_fall=0.004))
     worse = prove(*seen(2000, 90, 3), max_fall=0.01, level=0.9)
     assert worse.refuted and str(worse).startswith("Not within the 1.00 points allowed: with 90 % confidence on 2,000")

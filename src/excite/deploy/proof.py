@@ -101,7 +101,7 @@ class Proof:
                 f" So many images can prove no less than {_points(self.least)} points, were no prediction to change."
             )
         if self.needed is not None:
-            proof += f" At the rates seen here it would take about {self.needed:,} images."
+            proof += f" At the rates seen here it would take about {_rounded(self.needed):,} images."
         return proof
 
 
@@ -199,6 +199,12 @@ def images_needed(lost: float, gained: float, max_fall: float, level: float = 0.
         n = (few + many) // 2
         few, many = (few, n) if fall_bound(lost * n, gained * n, n, level) <= max_fall else (n, many)
     return many
+
+
+def _rounded(number: int) -> int:
+    """To two digits, upwards: it rests on rates that are hardly known."""
+    unit = 10 ** max(len(str(number)) - 2, 0)
+    return -(-number // unit) * unit
 
 
 def _points(share: float) -> str:

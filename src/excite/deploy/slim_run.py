@@ -140,7 +140,7 @@ def _drawn(split: Split, count: int | None, seed: int) -> Split:
 
 
 def _written(result: SlimResult, checkpoint: Checkpoint, data: DataSet, config: SlimConfig, out: Path) -> SlimRun:
-    report = {"checkpoint": checkpoint.path.name, "data": data.name, **result.report.to_dict()}
+    report = {"network": checkpoint.spec.to_dict(), "data": data.name, **result.report.to_dict()}
     report["settings"] = {k: v for k, v in config.to_dict().items() if k not in ("checkpoint", "out")}
     proof = result.report.proof
     model_path = save_checkpoint(
