@@ -120,10 +120,10 @@ class Graph:
         Raises:
             ValueError: some layers say so, some otherwise.
         """
-        said = {getattr(node.operation, "data_format", None) for node in self.nodes} - {None}
+        said = {str(f) for node in self.nodes if (f := getattr(node.operation, "data_format", None)) is not None}
         if len(said) > 1:
             raise UserError(f"some layers are channels_first, some channels_last; gates need one of {sorted(said)}")
-        return str(said.pop() if said else keras.config.image_data_format())
+        return said.pop() if said else str(keras.config.image_data_format())
 
     def channels(self, value: int) -> int | None:
         """How many channels a value has; None where it is no map."""

@@ -156,7 +156,8 @@ def _find(model: Any, where: Where, stages: Sequence[int] | None) -> list[_Found
     graph = Graph(model)
     places = list(_places(graph, where))
     levels = _levels(graph)
-    found, refused = [], []
+    found: list[_Found] = []
+    refused: list[str] = []
     for place in places:
         reason = place.reason or _obstacle(graph, place)
         if reason:

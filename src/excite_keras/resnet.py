@@ -162,10 +162,9 @@ class _Maker:
 
         shortcut = gated("identity", self.shortcut(x, channels, width, stride, name))
         first = stride if layout.stride_in == "1x1" else 1
+        sizes = [(3, width, stride), (3, width, 1)]
         if layout.bottleneck:
-            sizes = ((1, width, first), (3, width, stride // first), (1, 4 * width, 1))
-        else:
-            sizes = ((3, width, stride), (3, width, 1))
+            sizes = [(1, width, first), (3, width, stride // first), (1, 4 * width, 1)]
         y = gated("pre", x)
         for i, (kernel_size, filters, strides) in enumerate(sizes, start=1):
             last = i == len(sizes)

@@ -173,7 +173,7 @@ def _layout(model: nn.Module) -> ResNetLayout:
     stages = [stage for name, stage in model.named_children() if name.startswith("layer")]
     blocks = [list(stage.children()) for stage in stages]
     first: Any = blocks[0][0]
-    gates = {i + 1: {str(b.gate.config) for b in stage if b.gate is not None} for i, stage in enumerate(blocks)}
+    gates = {i + 1: {_text(block) for block in stage} - {""} for i, stage in enumerate(blocks)}
     texts = set().union(*gates.values())
     with_gates = tuple(stage for stage, found in gates.items() if found)
     if len(texts) > 1:
@@ -196,6 +196,11 @@ def _layout(model: nn.Module) -> ResNetLayout:
         epsilon=norm.eps,
         momentum=1 - norm.momentum,
     )
+
+
+def _text(block: Any) -> str:
+    """The text of a block's gate; "" for none."""
+    return "" if block.gate is None else str(block.gate.config)
 
 
 def _network(layout: ResNetLayout) -> nn.Module:

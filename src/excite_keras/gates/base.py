@@ -168,7 +168,7 @@ def _checked_format(data_format: str | None) -> str:
 
 
 @cache
-def options_of(gate: type[Gate]) -> type[Any]:
+def options_of(gate: Any) -> type[Any]:
     """The options that a gate's ``__init__`` declares, as a frozen dataclass: texts are read and checked against it."""
     hints = get_type_hints(gate.__init__)
     fields = [
