@@ -293,8 +293,9 @@ def test_the_summary_says_what_is_told_and_what_is_not():
     assert summary([gate(0.5, mean=useless)])[1].startswith("No gate could be shown to be of use")
     assert "1.20 points" in summary([gate(0.5, mean=useless)])[1]
     mixed = summary([gate(0.5, mean=(0.3, 0.001, -0.04), name="a"), gate(0.5, mean=useless, name="b")])
-    assert mixed[1].startswith("1 of 2 gates is of use") and "Most so in a: -4.00 points" in mixed[1]
-    assert mixed[2].startswith("Whether the other 1 gate is, is undecided: up to 1.20 points")
+    assert mixed[1].startswith("1 of 2 gates can be shown to be of use: with the mean over all images in its place")
+    assert mixed[1].endswith("most for a, by 0.3 (accuracy: -4.00 points, -5.00 to -3.00).")
+    assert mixed[2] == "For the other one that is undecided: up to 1.20 points of accuracy may hang on it."
     # A gate that does harm is not of use, however surely.
     assert summary([gate(0.5, mean=(-0.3, 0.001, 0.04))])[1].startswith("No gate could be shown to be of use")
 

@@ -161,17 +161,19 @@ def _worth(gates: Sequence[GateSummary]) -> list[str]:
             f"no more than chance. Up to {_points(largest).removeprefix('+')} points of accuracy may still hang on one."
         ]
     g, k = max(needed, key=lambda pair: pair[1].loss.value)
-    points = f"{_points(k.accuracy.value)} points of accuracy ({_points(k.accuracy.low)} to {_points(k.accuracy.high)})"
     many = "All" if len(needed) == len(means) else f"{len(needed)} of"
     which = f"{many} {_counted(len(means), 'gate')}" if len(means) > 1 else "The one gate"
-    verb = "are" if len(needed) > 1 else "is"
-    said = [f"{which} {verb} of use: with its mean instead the loss is higher. Most so in {g.block}: {points}."]
+    points = f"{_points(k.accuracy.value)} points, {_points(k.accuracy.low)} to {_points(k.accuracy.high)}"
+    said = [
+        f"{which} can be shown to be of use: with the mean over all images in {'its' if len(needed) == 1 else 'their'} "
+        f"place the loss is higher, most for {g.block}, by {k.loss.value:.2g} (accuracy: {points})."
+    ]
     rest = [k for g, k in means if k not in [n for _, n in needed]]
     if rest:
         worst = max(abs(end or 0.0) for k in rest for end in (k.accuracy.low, k.accuracy.high))
         said.append(
-            f"Whether the other {_counted(len(rest), 'gate')} {'is' if len(rest) == 1 else 'are'}, is undecided: up to "
-            f"{_points(worst).removeprefix('+')} points may hang on {'it' if len(rest) == 1 else 'one'}."
+            f"For the other {_counted(len(rest), 'gate') if len(rest) > 1 else 'one'} that is undecided: up to "
+            f"{_points(worst).removeprefix('+')} points of accuracy may hang on {'it' if len(rest) == 1 else 'one'}."
         )
     return said
 
