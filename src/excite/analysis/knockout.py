@@ -15,6 +15,7 @@ from excite.analysis.accumulate import image_keys
 from excite.analysis.batches import Checked, checked_batches, kept_random, scores_of
 from excite.analysis.moments import Floats, Ints
 from excite.analysis.record import GateRecord, SiteRecord
+from excite.analysis.resume import Resumer
 from excite.analysis.taps import Taps, tapped
 from excite.errors import UserError, unknown
 from excite.significance import bootstrap_means, holm_adjust, mcnemar_p, paired_p, paired_proportions
@@ -125,7 +126,7 @@ def knock_out(
       this says less about the gate's use than "mean" does.
     - "shuffle": s of another image, drawn from the record's sample: values that occur, but for the wrong image.
 
-    Each batch is run once as it is and once for each gate and mode; the network is left as it was.
+    Each batch is run once as it is, and from the gate on once for each gate and mode; the network is left as it was.
 
     Args:
         model: a network in eval mode, the one that was recorded.
@@ -152,10 +153,11 @@ def knock_out(
     parts = []
     with kept_random(model), tapped(model, first.images) as taps:
         bar.start_run("replacing gates", len(batches) if isinstance(batches, Sized) else 0)
+        resumer = Resumer(taps.view, [site.name for site in chosen], first.images)
         try:
             batch: Checked | None = first
             while batch is not None:
-                parts.append(_run(taps, batch, chosen, modes, record, seed))
+                parts.append(_run(taps, resumer, batch, chosen, modes, record, seed, check=batch is first))
                 bar.advance(1)
                 batch = next(stream, None)
         finally:
@@ -188,15 +190,26 @@ class _Part:
 
 
 def _run(
-    taps: Taps, batch: Checked, sites: Sequence[SiteRecord], modes: Sequence[Mode], record: GateRecord, seed: int
+    taps: Taps,
+    resumer: Resumer,
+    batch: Checked,
+    sites: Sequence[SiteRecord],
+    modes: Sequence[Mode],
+    record: GateRecord,
+    seed: int,
+    *,
+    check: bool,
 ) -> _Part:
-    columns = [_scored(taps.run(batch.images)[0], batch.labels)]
+    with resumer.keeping():
+        columns = [_scored(taps.run(batch.images)[0], batch.labels)]
     _check_same_gates(taps, sites)
     donors = _donors(batch, record, seed) if "shuffle" in modes else None
     for site in sites:
         for mode in modes:
-            instead = torch.from_numpy(_instead(site, mode, donors))
-            output, _ = taps.run(batch.images, {site.name: _Put(instead)})
+            put = {site.name: _Put(torch.from_numpy(_instead(site, mode, donors)))}
+            if check and mode == modes[0]:
+                resumer.check(taps, site.name, batch.images, put)
+            output = resumer.run(taps, site.name, batch.images, put)
             columns.append(_scored(output, batch.labels))
     correct = np.stack([predicted == batch.labels for predicted, _ in columns], 1)
     return _Part(batch.indices, np.stack([loss for _, loss in columns], 1), correct)

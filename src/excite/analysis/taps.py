@@ -26,7 +26,7 @@ from excite.models.base import gate_modules
 from excite.surgery.sites import levels_of, stage_of
 from excite.surgery.zoo_gates import read_gate
 
-__all__ = ["Place", "Taps", "tapped"]
+__all__ = ["Place", "Replacement", "Taps", "tapped"]
 
 NEAR = 0.05
 """How near an end of its range, as a share of it, a gate function counts as saturated."""
@@ -75,6 +75,7 @@ class Taps:
     Attributes:
         places: the gates, in the order of execution; known after the first pass.
         skipped: gates that cannot be looked at: name and reason.
+        view: of the network.
     """
 
     def __init__(self, model: nn.Module, inputs: Sequence[Any]) -> None:
@@ -82,8 +83,8 @@ class Taps:
         self._seen: dict[str, Tensor] = {}
         self._instead: Mapping[str, Replacement] = {}
         self._calls: dict[str, int] = {}
-        self._view = View(record(model, inputs), model)
-        self._watched, self.skipped = _watched(self._view, model)
+        self.view = View(record(model, inputs), model)
+        self._watched, self.skipped = _watched(self.view, model)
         if not self._watched:
             why = "".join(f"; {name}: {reason}" for name, reason in self.skipped[:3])
             raise UserError(f"{type(model).__name__} has no gate that can be read{why}")
@@ -134,7 +135,7 @@ class Taps:
         return s if change is None else change(s).to(s)
 
     def _place(self, name: str, channels: int) -> Place:
-        module = self._view.modules[name.partition("#")[0]]
+        module = self.view.modules[name.partition("#")[0]]
         gate = module if isinstance(module, Gate) else read_gate(module, channels)
         ends = _range(None if gate is None else gate.config)
         text = type(module).__name__ if gate is None else str(gate.config)
@@ -143,7 +144,7 @@ class Taps:
 
     def _where(self, name: str) -> tuple[int, str]:
         """Stage, and the block that the gate is in."""
-        view = self._view
+        view = self.view
         calls = view.recording.calls_of(name)
         parent = name.rpartition(".")[0]
         if not calls or not calls[0].inputs:
