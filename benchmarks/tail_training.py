@@ -1,5 +1,7 @@
 """What a gate costs in training: steps of SE-ResNet-50 and ResNet-50, of excite and of timm, in turns in one run.
 
+"One tail" is timm's network after ``fuse_training_``.
+
     python benchmarks/tail_training.py [--rounds 30] [--threads 2] [--batch 8] [--size 160]
 
 Parity first: with "auto" a network has the same gradients as with the reference. Then times, and the memory that one
@@ -23,6 +25,7 @@ from torch.nn import functional as F
 
 from excite.models import create_model
 from excite.ops import native
+from excite.surgery import fuse_training_
 from excite.timing import Spread, Timing, time_in_turns, training_step
 
 RESULTS = Path(__file__).parent / "results"
@@ -32,14 +35,19 @@ RATIOS = [
     ("excite se_resnet50", "timm resnet50"),
     ("excite se_resnet50", "excite resnet50"),
     ("excite resnet50", "timm resnet50"),
+    ("timm seresnet50, one tail", "timm resnet50"),
+    ("timm seresnet50, one tail", "timm seresnet50"),
 ]
 PARITY = 1e-3
 
 
 def networks() -> dict[str, nn.Module]:
+    with_tails = timm.create_model("seresnet50")
+    fuse_training_(with_tails, torch.randn(2, 3, 64, 64))
     return {
         "timm resnet50": timm.create_model("resnet50"),
         "timm seresnet50": timm.create_model("seresnet50"),
+        "timm seresnet50, one tail": with_tails,
         "excite resnet50": create_model("resnet50"),
         "excite se_resnet50": create_model("resnet50", gate="se"),
     }

@@ -12,12 +12,14 @@ ROOT = Path(__file__).parents[2]
 FUSE = (ROOT / "docs" / "fuse.md").read_text(encoding="utf-8")
 
 
-def test_the_example_runs(capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", FUSE, flags=re.DOTALL)
+def test_the_examples_run(capsys):
+    code, training = re.findall(r"```python\n(.*?)```", FUSE, flags=re.DOTALL)
     names = {}
     exec(compile(code, "docs/fuse.md", "exec"), names)
     assert names["logits"].shape == (5, 1000)
     assert "gates: 16 squeeze ahead\nnorms folded: 53, left: 0" in capsys.readouterr().out
+    exec(compile(training, "docs/fuse.md", "exec"), names)
+    assert len(names["sites"]) == 16
 
 
 def test_the_counts_are_the_tests_own():
