@@ -79,7 +79,7 @@ def test_the_same_as_whole_passes(name):
 
 
 def test_less_work():
-    model = NETWORKS["timm, adding in place"][0]()
+    model = NETWORKS["excite"][0]()
     x, y = torch.randn(8, 3, 32, 32), torch.arange(8) % 4
     record = record_gates(model, in_batches(x, y, 2))
     with FlopCounterMode(display=False) as one, torch.no_grad():

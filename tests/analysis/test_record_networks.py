@@ -146,6 +146,7 @@ def test_one_gate_that_runs_twice():
     np.testing.assert_allclose(record.sites[1].sample, second.flatten(1), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_compiled_network():
     model = timm.create_model("seresnet18", num_classes=5).eval()
     x = torch.randn(2, 3, 32, 32)
