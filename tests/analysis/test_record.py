@@ -9,7 +9,7 @@ from planted import CHANNELS, CLASSES, in_batches, planted, planted_gate, plante
 from torch import nn
 
 from excite.analysis import ImageBatches, record_gates
-from excite.data import array_data_set
+from excite.data import array_data_set, normalise
 from excite.deploy import fuse
 from excite.errors import UserError
 from excite.models import create_model
@@ -209,10 +209,17 @@ def test_batches_of_a_data_set():
     assert first.images.dtype == torch.float32 and abs(float(first.images.mean())) < 0.5
     assert [i for batch in batches for i in batch.ids.tolist()] == list(range(10))
     few = ImageBatches(data, "train", batch_size=4, limit=6)
-    assert [i for batch in few for i in batch.ids.tolist()] == list(range(6)) and len(few) == 2
+    drawn = [i for batch in few for i in batch.ids.tolist()]
+    assert drawn == sorted(set(drawn)) and len(drawn) == 6 and max(drawn) > 9 and len(few) == len(list(few)) == 2
+    for part in few:
+        assert part.labels.tolist() == labels[part.ids].tolist()
+        torch.testing.assert_close(part.images, normalise(images[part.ids], data.mean, data.std))
+    other = ImageBatches(data, "train", batch_size=4, limit=6, seed=1)
+    assert [i for batch in other for i in batch.ids.tolist()] != drawn
     shares = [ImageBatches(data, "train", batch_size=4, limit=7, rank=rank, world_size=2) for rank in (0, 1)]
     assert [len(share) for share in shares] == [len(list(share)) for share in shares] == [1, 1]
-    assert sorted(i for share in shares for batch in share for i in batch.ids.tolist()) == list(range(7))
+    shared = [i for share in shares for batch in share for i in batch.ids.tolist()]
+    assert len(set(shared)) == 7 and set(drawn) < set(shared)
     model = create_model("resnet20", gate="se", num_classes=3, in_channels=1).eval()
     record = record_gates(model, batches, classes=data.classes)
     assert record.classes == data.classes and record.sites[0].count.tolist() == [4, 3, 3]

@@ -217,3 +217,17 @@ def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "listdir", listdir)
     with pytest.raises(UserError, match="b cannot be listed: Permission denied"):
         load(tmp_path)
+
+
+def test_some_pictures_drawn_at_random(tmp_path):
+    write_folder(tmp_path, {f"train/{name}": 20 for name in "ab"} | {"val/a": 1, "val/b": 1})
+    data = load(tmp_path)
+    places = data.train.drawn(12, seed=0)
+    assert places.tolist() == sorted(set(places.tolist())) and len(places) == 12
+    part = data.train.taken(places)
+    assert set(part.labels.tolist()) == {0, 1}, "not one class after the other"
+    assert part.paths == tuple(data.train.paths[i] for i in places.tolist())
+    assert part.root == data.train.root and part.labels.tolist() == data.train.labels[places].tolist()
+    assert not torch.equal(places, data.train.drawn(12, seed=1)) and torch.equal(places, data.train.drawn(12, seed=0))
+    assert torch.equal(data.train.drawn(None, seed=0), torch.arange(40))
+    assert torch.equal(data.train.drawn(99, seed=0), torch.arange(40))

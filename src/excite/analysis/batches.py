@@ -41,7 +41,8 @@ class ImageBatches:
         data: the set.
         split: "val" or "train".
         batch_size: images in a batch.
-        limit: only the first so many images; None for all.
+        limit: only so many images, drawn at random; None for all.
+        seed: of the draw.
         rank: this process, which gives its own share of the images.
         world_size: how many processes share them.
         workers: processes that decode files; None chooses.
@@ -54,6 +55,7 @@ class ImageBatches:
         *,
         batch_size: int = 64,
         limit: int | None = None,
+        seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
         workers: int | None = None,
@@ -62,7 +64,9 @@ class ImageBatches:
             raise UserError(f"split={split!r}: give val or train")
         if limit is not None and limit < 1:
             raise UserError(f"limit={limit}: give at least 1 image, or None for all")
-        chosen = data.train if split == "train" else data.val
+        whole = data.train if split == "train" else data.val
+        self._places = whole.drawn(limit, seed)
+        chosen = whole if len(self._places) == len(whole) else whole.taken(self._places)
         self._loader = make_loader(
             chosen,
             data,
@@ -75,21 +79,16 @@ class ImageBatches:
             augment=False,
         )
         self._prepare = image_preparer(data, "32-true", False)
-        self._n = len(chosen) if limit is None else min(limit, len(chosen))
-        self._batch_size, self._world_size = batch_size, world_size
 
     def __len__(self) -> int:
         """How many batches."""
-        mine = -(-self._n // self._world_size)
-        return min(len(self._loader), -(-mine // self._batch_size))
+        return len(self._loader)
 
     def __iter__(self) -> Iterator[ImageBatch]:
-        """The batches, on the CPU."""
+        """The batches, on the CPU; ids are places in the whole split."""
         for batch in self._loader:
-            inside = batch.indices < self._n
-            if inside.any():
-                images = self._prepare(batch, train=False, seed=0, epoch=0)
-                yield ImageBatch(images[inside], batch.labels[inside], batch.indices[inside])
+            images = self._prepare(batch, train=False, seed=0, epoch=0)
+            yield ImageBatch(images, batch.labels, self._places[batch.indices])
 
 
 class Checked(NamedTuple):

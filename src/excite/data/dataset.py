@@ -42,6 +42,19 @@ class Split:
         """Sixteen hex digits that change with any picture, label or their order."""
         raise NotImplementedError
 
+    def taken(self, places: Tensor) -> Split:
+        """Only the pictures in these places, int64 [m], in this order."""
+        raise NotImplementedError
+
+    def drawn(self, count: int | None, seed: int) -> Tensor:
+        """Places of ``count`` pictures drawn at random, rising, int64 [count]; of all where there are no more or None.
+
+        The first so many would not do: folders hold their pictures class by class.
+        """
+        if count is None or count >= len(self):
+            return torch.arange(len(self))
+        return torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count].sort().values
+
 
 @dataclass(frozen=True, eq=False)
 class ArraySplit(Split):
@@ -64,6 +77,10 @@ class ArraySplit(Split):
         content.update(self.labels.numpy().tobytes())
         content.update(self.images.contiguous().numpy().data)
         return content.hexdigest()[:16]
+
+    def taken(self, places: Tensor) -> ArraySplit:
+        """Only the pictures in these places, copied."""
+        return ArraySplit(labels=self.labels[places], images=self.images[places])
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +106,10 @@ class FileSplit(Split):
         for path in self.paths:
             content.update(f"{path}\0{(self.root / path).stat().st_size}\n".encode())
         return content.hexdigest()[:16]
+
+    def taken(self, places: Tensor) -> FileSplit:
+        """Only the pictures in these places; nothing is read."""
+        return FileSplit(self.labels[places], self.root, tuple(self.paths[i] for i in places.tolist()))
 
 
 @dataclass(frozen=True, eq=False)
