@@ -142,7 +142,7 @@ def pictures(n, seed):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    spec, model = network("se_resnet20")
+    spec, model = network("resnet20", gate="se", stages=(2, 3))
     return saved(tmp_path / "run" / "last.safetensors", model, spec, size=16)
 
 
@@ -162,8 +162,6 @@ def test_a_checkpoint_is_slimmed(checkpoint):
     x = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
         assert torch.equal(again.load()(x), run.result.model(x))
-    other = slim_checkpoint(config(checkpoint, calibration=None, out=str(checkpoint.parent / "all")), data=data)
-    assert other.result.report.calibration.images == 40
 
 
 def test_calibration_images_are_drawn_from_all_of_the_split():
@@ -190,11 +188,11 @@ def test_the_command(checkpoint, tmp_path, capsys):
     asked += ["--out", str(tmp_path / "out"), "--rounds", "1", "--calibration", "8", "--progress", "false"]
     assert main([*asked, "--workers", "0"]) == 0
     shown = capsys.readouterr().out
-    assert "gates         9: 9 folded, 0 left as a multiplication, 0 kept" in shown
+    assert "gates         6: 6 folded, 0 left as a multiplication, 0 kept" in shown
     assert str(tmp_path / "out" / "slimmed.safetensors") in shown and "MACs" in shown and "ratio" in shown
     assert not gate_modules(read_checkpoint(tmp_path / "out" / "slimmed.safetensors").load())
-    assert main([*asked, "--workers", "0", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["latency"]["rounds"] == 1
+    assert main([*asked, "--workers", "0", "--json", "--rounds", "0"]) == 0
+    assert json.loads(capsys.readouterr().out)["latency"] is None
 
 
 def test_mistakes_of_the_command(checkpoint, tmp_path, capsys):
