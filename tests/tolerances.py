@@ -42,3 +42,8 @@ PRINTED_MACS = 3e-3
 FIRST_GRADIENT = 10.0
 # How far from 1 each gate's largest scale is after 20 steps, at least; float32 rounds at 1e-7.
 GATE_MOVED = 2e-3
+
+# A Keras layer beside PyTorch's with the same float32 weights, against the largest value: a few roundings each.
+KERAS = 1e-6
+# A whole network in both, as a share of the largest logit.
+KERAS_NETWORK = 1e-5

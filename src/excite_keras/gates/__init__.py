@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from excite.errors import UserError, unknown
 from excite.gates.grammar import read_call, read_options
-from excite_keras.gates.base import Gate, options_of
+from excite_keras.gates.base import Gate
 from excite_keras.gates.eca import EfficientChannelAttention
 from excite_keras.gates.eca_ns import ECANS
 from excite_keras.gates.effective_se import EffectiveSqueezeExcite
@@ -26,7 +26,6 @@ __all__ = [
     "SEVar3",
     "SqueezeExcite",
     "list_gates",
-    "options_of",
     "parse_gate",
 ]
 
@@ -75,4 +74,4 @@ def parse_gate(gate: str | Gate | None) -> Gate | None:
     if name not in GATES:
         raise unknown("gate", name, [*GATES, NO_GATE])
     layer = GATES[name]
-    return layer(**read_options(options_of(layer), f"gate {name!r}", options))
+    return layer(**read_options(layer.Options, f"gate {name!r}", options))

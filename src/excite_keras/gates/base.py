@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from functools import cache
 from typing import Any, ClassVar, get_type_hints
 
 import keras
@@ -21,7 +20,7 @@ from keras import ops
 from excite.errors import UserError
 from excite.gates.grammar import check_options, write_call
 
-__all__ = ["Gate", "options_of"]
+__all__ = ["Gate"]
 
 _HALF = ("float16", "bfloat16")
 
@@ -53,10 +52,16 @@ class Gate(keras.layers.Layer):
     GATE: ClassVar[str]
     # Why this gate has no option ``neutral``, for ``as_neutral``.
     NO_NEUTRAL_FORM: ClassVar[str] = "it has no option 'neutral'"
+    # The options that ``__init__`` declares, as a frozen dataclass; made with the class.
+    Options: ClassVar[type[Any]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.Options = _options_of(cls)
 
     def __init__(self, options: dict[str, Any], *, data_format: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        checked = options_of(type(self))(**options)
+        checked = self.Options(**options)
         check_options(checked, f"gate {self.GATE!r}")
         self.options: Any = checked
         self.data_format = _checked_format(data_format)
@@ -167,8 +172,7 @@ def _checked_format(data_format: str | None) -> str:
     return data_format
 
 
-@cache
-def options_of(gate: Any) -> type[Any]:
+def _options_of(gate: Any) -> type[Any]:
     """The options that a gate's ``__init__`` declares, as a frozen dataclass: texts are read and checked against it."""
     hints = get_type_hints(gate.__init__)
     fields = [
