@@ -49,10 +49,10 @@ def tiny(num_classes=4, in_channels=3, axes=2):
     return nn.Sequential(*layers(SE(8, 2), in_channels, axes), Pooled(), nn.Linear(8, num_classes))
 
 
-def every_gate():
-    """All gates of the library one after another, on maps of 16 channels."""
+def gates_in_a_row(*names):
+    """These gates one after another, on maps of 16 channels; all of the library where none is named."""
     found = []
-    for name in list_gates():
+    for name in names or list_gates():
         config = parse_gate(name)
         found += [nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16), config.build(16), nn.ReLU()]
     return lively(nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), *found, Pooled(), nn.Linear(16, len(CLASSES))))

@@ -7,10 +7,10 @@ import sys
 
 import onnx
 import onnxruntime
+import openvino
 import pytest
 import torch
-import torchvision
-from export_cases import CLASSES, PREPROCESSING, Pooled, every_gate, images, lively, tiny
+from export_cases import CLASSES, PREPROCESSING, Pooled, gates_in_a_row, images, lively, tiny
 from torch import nn
 
 from excite import UserError, attach_, export, fuse
@@ -34,24 +34,29 @@ def assert_same(run, network, shapes=SHAPES, channels=3, bound=1e-5):
 
 @pytest.fixture(scope="module")
 def gated():
-    return every_gate()
+    return gates_in_a_row()
 
 
 @pytest.fixture(scope="module")
-def exported(gated, tmp_path_factory):
-    """A file of each quick format."""
-    folder = tmp_path_factory.mktemp("files")
-    names = {"onnx": "a.onnx", "openvino": "a.xml", "torch": "a.pt2"}
-    about = {"preprocessing": PREPROCESSING, "classes": CLASSES}
-    return {name: export_file(gated, images(), folder / file, format=name, **about) for name, file in names.items()}
+def few():
+    return gates_in_a_row("se", "eca")
+
+
+ABOUT = {"preprocessing": PREPROCESSING, "classes": CLASSES}
+
+
+@pytest.fixture(scope="module")
+def onnx_file(few, tmp_path_factory):
+    """Two gates as ONNX, and what came of it."""
+    return export_file(few, images(), tmp_path_factory.mktemp("files") / "few.onnx", **ABOUT)
 
 
 # --- the files ---
 
 
-@pytest.mark.parametrize("name", ["onnx", "openvino", "torch"])
-def test_every_gate_in_every_format(exported, gated, name):
-    done = exported[name]
+@pytest.mark.parametrize("name", ["torch", *(pytest.param(n, marks=pytest.mark.slow) for n in ("onnx", "openvino"))])
+def test_every_gate_in_every_format(name, gated, tmp_path):
+    done = export_file(gated, images(), tmp_path / f"x{RUNTIMES[name].suffix}", format=name, **ABOUT)
     # In PyTorch's own programs the size at which a map becomes a single position is another case.
     least = 3 if name == "torch" else 1
     assert done.difference < 1e-6 and (done.sizes.minimum, done.sizes.step) == (least, 1)
@@ -64,16 +69,16 @@ def test_every_gate_in_every_format(exported, gated, name):
     assert runtime_of(done.path) is RUNTIMES[name]
 
 
-def test_what_is_compared(exported):
-    batches = exported["onnx"].comparisons
+def test_what_is_compared(onnx_file):
+    batches = onnx_file.comparisons
     assert {b.images for b in batches} == {"random", "example", "pictures"}
     assert {b.shape[0] for b in batches} == {1, 2, 3}
     assert {b.shape[2:] for b in batches} == {(24, 24), (1, 1), (27, 30)}
 
 
-def test_onnx_by_itself(exported, gated):
+def test_onnx_by_itself(onnx_file, few):
     """Nothing of excite is needed to use the file."""
-    file = exported["onnx"].path
+    file = onnx_file.path
     session = onnxruntime.InferenceSession(os.fspath(file), providers=["CPUExecutionProvider"])
     (given,), (made,) = session.get_inputs(), session.get_outputs()
     assert (given.name, given.shape, made.name, made.shape) == (
@@ -83,27 +88,37 @@ def test_onnx_by_itself(exported, gated):
     assert tuple(json.loads(held["classes"])) == CLASSES and json.loads(held["preprocessing"]) == PREPROCESSING
     model = onnx.load(file)
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 20)]
+    assert_same(RUNTIMES["onnx"].load(file).run, few)
     # No word of the files that the network is written in.
     assert b".py" not in file.read_bytes()
+
+
+def test_openvino_by_itself(tmp_path):
+    network = lively(tiny())
+    path = export(network, images(), tmp_path / "x.xml", format="openvino", classes=CLASSES)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.bin", "x.xml"]
+    model = openvino.Core().read_model(path)
+    assert json.loads(model.get_rt_info(["excite", "classes"]).astype(str)) == list(CLASSES)
+    assert_same(RUNTIMES["openvino"].load(path).run, network)
 
 
 def test_a_fused_network(gated, tmp_path):
     fused = fuse(gated, images())
     assert len(fused.report.gates) == len(list_gates()) - 1  # no_squeeze is no gate of channels
-    done = export_file(fused, images(), tmp_path / "f.onnx", reference=gated)
-    assert_same(RUNTIMES["onnx"].load(done.path).run, gated)
+    done = export_file(fused, images(), tmp_path / "f.pt2", format="torch", reference=gated)
+    assert_same(RUNTIMES["torch"].load(done.path).run, gated, [(1, 24, 24), (5, 24, 24), (2, 3, 40)])
     # What was fused are PyTorch's ordinary operations again, and norms have gone into convolutions.
-    kinds = {node.op_type for node in onnx.load(done.path).graph.node}
-    assert "BatchNormalization" not in kinds and {node for node in kinds if "mkldnn" in node} == set()
+    graph = str(torch.export.load(done.path).graph)
+    assert "aten.conv2d" in graph and "batch_norm" not in graph and "mkldnn" not in graph
 
 
 def test_gates_that_hang_on_other_peoples_networks(tmp_path):
-    network = lively(torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=5))
-    example = torch.randn(1, 3, 32, 32)
-    assert len(attach_(network, "eca", example, start="paper")) == 4
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.ReLU(), Pooled(), nn.Linear(8, 4))
+    network = lively(plain)
+    assert len(attach_(network, "eca", images(), where="conv", start="paper")) == 2
     before = list(network.state_dict())
-    path = export(network, example, tmp_path / "attached.pt2", format="torch")
-    assert_same(RUNTIMES["torch"].load(path).run, network, shapes=((1, 32, 32), (3, 40, 70)))
+    path = export(network, images(), tmp_path / "attached.pt2", format="torch")
+    assert_same(RUNTIMES["torch"].load(path).run, network, shapes=((1, 24, 24), (3, 40, 70)))
     assert list(network.state_dict()) == before
 
 
