@@ -205,14 +205,13 @@ class Weights:
         assert norm.running_var is not None
         if len(self.view.recording.calls_of(node.module)) != 1:
             raise Stuck(f"{node.module} is called several times")
-        mean, var = norm.running_mean, norm.running_var
-        c = c.to(mean.device)
+        mean, var, c = norm.running_mean, norm.running_var, c.cpu()
         if not bool((c > 0).all()):
             raise Stuck(f"{_said(node)} takes in positive factors only")
-        new_var = (var.double() + norm.eps) / c.square() - norm.eps
+        new_var = (var.cpu().double() + norm.eps) / c.square() - norm.eps
         if not bool((new_var >= 0).all()):
             raise Stuck(f"{_said(node)} would need a negative variance")
-        new_mean = mean.double() / c
+        new_mean = mean.cpu().double() / c
         return [Change(node.module, partial(mean.copy_, new_mean)), Change(node.module, partial(var.copy_, new_var))]
 
     def _reshaped(self, node: Node, c: Tensor) -> Tensor:
@@ -279,7 +278,12 @@ class Weights:
     def _scaled(self, value: int, node: Node, factor: Tensor) -> Change:
         tensor = self._tensor(value, node)
         module = self._own[value][0].rpartition(".")[0]
-        return Change(module, partial(tensor.mul_, factor.to(tensor.device)))
+        return Change(module, partial(_multiply, tensor, factor))
+
+
+def _multiply(tensor: Tensor, factor: Tensor) -> None:
+    # In float64, which not every device has.
+    tensor.copy_(tensor.cpu().double() * factor.cpu())
 
 
 _NAMES = {

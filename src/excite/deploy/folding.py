@@ -106,7 +106,7 @@ def fold_gates_(model: nn.Module, constants: Mapping[str, Tensor], example: Tens
                 replace_module(model, name, module)
             raise
         weights = Weights(View(recording, model), model)
-        done = [_folded(model, weights, gate, constants[gate.name].detach().double().flatten()) for gate in chosen]
+        done = [_folded(model, weights, gate, constants[gate.name].detach().cpu().double().flatten()) for gate in chosen]
     write_slimmed(model, [Slimmed(gate.name, gate.channels, gate.axes, gate.folded) for gate in done])
     forget_compiled()
     return done
