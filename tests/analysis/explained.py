@@ -14,7 +14,7 @@ from planted import planted, planted_images
 from excite.analysis import explain
 
 NASTY = "<script>window.hacked = 1</script>"
-NAMES = (NASTY, "\"'&<img src=x onerror=hacked=1>", "</option></select><b>", "plain")
+NAMES = (NASTY, "\"'&<img src=x onerror=hacked=1>", "</option></select><b>", "plain %{y}")
 KINDS = ("brightness", "constant", "class")
 IMAGES = 240
 

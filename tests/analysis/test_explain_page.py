@@ -59,6 +59,8 @@ def test_the_page_opens_whole_and_runs_nothing_of_names(browser: Any, found: Any
         for plot in page.locator(".plot").all():
             assert plot.locator("svg.main-svg").first.bounding_box()["width"] <= width
         assert page.locator(".legend button").first.inner_text() == NASTY
+        ticks = page.locator(".plot").nth(HEAT).locator(".ytick text").all_text_contents()
+        assert sorted(ticks) == sorted(n if len(n) <= 22 else f"{n[:21]}…" for n in NAMES)
         # The pictures are really there.
         widths = page.evaluate("[...document.querySelectorAll('.slot img')].map(i => i.naturalWidth)")
         assert len(widths) == 7 and set(widths) == {8}
@@ -138,6 +140,13 @@ def test_the_heat_map_holds_differences_or_values(page: Any, found: Any) -> None
     select(page, "colour").select_option("value")
     eventually(page, f"{plotted(HEAT, 'data[0].zmid')} === undefined && {plotted(HEAT, 'data[0].z')}[3][0] > 0.3")
     assert page.evaluate(plotted(HEAT, "data[0].z"))[-1] == pytest.approx([means[0][c] for c in channels], abs=2e-4)
+
+
+def test_what_stands_under_the_mouse_shows_names_as_they_are(page: Any) -> None:
+    point = "[{curveNumber: 8, pointNumber: 3}]"
+    page.evaluate(f"Plotly.Fx.hover({plotted(CURVES, 'valueOf()')}, {point})")
+    shown = page.locator(".plot").nth(CURVES).locator(".hoverlayer text").all_text_contents()
+    assert any(NAMES[3] in line for line in shown), shown
 
 
 def test_images_are_chosen_by_class_and_by_mistake(page: Any, found: Any) -> None:

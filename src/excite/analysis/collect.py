@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
+import torch
 
 from excite.analysis.class_specificity import Specificity, specificity
 from excite.analysis.details import classes_to_show, gate_details, images_to_list
@@ -46,6 +47,7 @@ def collected(
     network: Mapping[str, Any],
     data: Mapping[str, Any],
     settings: Mapping[str, Any],
+    device: torch.device | str = "cpu",
     show_classes: Sequence[str] = (),
     permutations: int = 999,
     image_name: Callable[[int], str] | None = None,
@@ -58,6 +60,7 @@ def collected(
         network: for ``Explanation.network``.
         data: for ``Explanation.data``.
         settings: for ``Explanation.settings``; with "level" and "seed".
+        device: where the network ran.
         show_classes: names of the classes to draw; none chooses.
         permutations: deals of the labels in the test of specificity.
         image_name: names an image that the record has no name for, by its index.
@@ -93,7 +96,7 @@ def collected(
         findings=findings(gates),
         skipped=record.skipped,
         versions=versions(),
-        machine=describe_machine("cpu"),
+        machine=describe_machine(device),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     return replace(explanation, notes=notes(explanation))

@@ -160,6 +160,7 @@ def _explained(
         network=network,
         data=data,
         settings=settings | {"knock_out_images": knocked.n if knocked else 0},
+        device=next((p.device for p in model.parameters()), "cpu"),
         show_classes=config.show_classes,
         permutations=config.permutations,
         image_name=image_name,

@@ -5,8 +5,8 @@
   const all = data.classes.length; // the row of all images, after those of the classes
   const gateOf = (chosen) => data.gates[chosen.gate];
 
-  // Plotly reads a little HTML in its texts.
-  const text = (s) => s.replace(/[&<>]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[c]);
+  // Plotly reads a little HTML in its texts, and %{...} in those that it shows under the mouse.
+  const text = (s) => s.replace(/[&<>%]/g, (c) => `&#${c.charCodeAt(0)};`);
   const short = (s, n = 22) => (s.length > n ? `${s.slice(0, n - 1)}…` : s);
 
   // Rows of numbers, packed as 16 bits each between two ends; unpacked once.
@@ -107,7 +107,7 @@
       ? { colorscale: [[0, "@2"], [0.5, "@paper"], [1, "@1"]], zmin: -reach, zmax: reach }
       : { colorscale: "Cividis", ...(chosen.scale === "whole" ? { zmin: gate.range[0], zmax: gate.range[1] } : {}) };
     const ends = [-reach, 0, reach];
-    const ticks = against ? { tickvals: ends, ticktext: ends.map((v) => v.toFixed(3)) } : { nticks: 4 };
+    const ticks = against ? { tickvals: ends, ticktext: ends.map((v) => v.toFixed(3).replace("-", "−")) } : { nticks: 4 };
     return {
       height: 96 + Math.max(80, (all > 24 ? 12 : 20) * all),
       data: [
