@@ -106,7 +106,7 @@ def fold_gates_(model: nn.Module, constants: Mapping[str, Tensor], example: Tens
                 replace_module(model, name, module)
             raise
         weights = Weights(View(recording, model), model)
-        done = [_folded(model, weights, gate, constants[gate.name].detach().cpu().double().flatten()) for gate in chosen]
+        done = [_folded(model, weights, gate, constants[gate.name]) for gate in chosen]
     write_slimmed(model, [Slimmed(gate.name, gate.channels, gate.axes, gate.folded) for gate in done])
     forget_compiled()
     return done
@@ -137,6 +137,7 @@ def _folded(model: nn.Module, weights: Weights, gate: FoldedGate, constant: Tens
     calls = weights.view.recording.calls_of(gate.name)
     if len(calls) != 1:
         return replace(gate, reason=f"it is called {len(calls)} times in a forward pass")
+    constant = constant.detach().cpu().double().flatten()
     u, y, product = _product(weights, calls[0])
     reasons = []
     for fold in (partial(weights.behind, u, product, constant), partial(weights.ahead, y, constant)):
