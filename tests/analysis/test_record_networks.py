@@ -164,3 +164,23 @@ def test_half_precision():
     record = record_gates(model, in_batches(x, torch.arange(3)))
     expected = own_scales(model, x.bfloat16(), "SEModule", "gate")
     np.testing.assert_array_equal(record.sites[0].sample, expected[record.sites[0].name].float())
+
+
+class Shifting(nn.Module):
+    """Writes over a part of the map that its gate takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.gate = nn.Conv2d(3, 8, 1), timm.layers.SEModule(8, rd_ratio=0.5)
+
+    def forward(self, x):
+        u = self.conv(x)
+        u[:, :2] = 0
+        return self.gate(u).mean((2, 3))
+
+
+def test_a_map_that_was_written_in_part():
+    model, x = Shifting().eval(), torch.randn(3, 3, 4, 4)
+    record = record_gates(model, in_batches(x, torch.arange(3)))
+    expected = own_scales(model, x, "SEModule", "gate")["gate"]
+    np.testing.assert_array_equal(record.sites[0].sample, expected)

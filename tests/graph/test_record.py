@@ -96,6 +96,7 @@ def test_writing_into_a_view_writes_the_whole():
     got = record(Runs(forward, a=conv(), b=conv()), (X,))
     added, last = node_of(got, "add"), got.nodes[-1]
     assert last.op == "convolution" and added.output in last.inputs
+    assert got.values[added.output].shape == got.values[got.nodes[0].output].shape, "the whole's"
     assert got.values[last.output].ancestors >> got.nodes[0].output & 1
 
 

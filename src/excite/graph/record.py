@@ -13,6 +13,7 @@ them. What PyTorch dispatches is recorded, so functional code, in-place operatio
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -235,7 +236,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._open: list[Call] = []
         self._path = [""]
         self._of: dict[int, int] = {}  # id of a tensor -> its value now
-        self._views: dict[int, set[int]] = {}  # storage -> ids of the tensors on it
+        self._views: dict[int, dict[int, torch.Size]] = {}  # storage -> ids of the tensors on it, and their shapes
         self._held: list[Tensor] = []  # an id is a tensor's own while the tensor lives
         for weight in (*model.parameters(), *model.buffers()):
             self._add(weight, None, 0, weight=True)
@@ -296,13 +297,16 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _add(self, tensor: Tensor, node: int | None, ancestors: int, *, weight: bool) -> int:
         """A new value; if its tensor was known, it was written, and all tensors on the same memory hold it from now."""
         index = len(self.values)
-        self.values.append(Value(index, tuple(tensor.shape), node, weight, ancestors | 1 << index))
-        views = self._views.setdefault(_storage(tensor), set())
+        views = self._views.setdefault(_storage(tensor), {})
+        shape = tensor.shape
         if id(tensor) in self._of:
+            # Of a whole of which a part was written, the shape is the whole's.
+            shape = max((shape, *views.values()), key=math.prod)
             self._of.update(dict.fromkeys(views, index))
         else:
             self._held.append(tensor)
-            views.add(id(tensor))
+            views[id(tensor)] = shape
+        self.values.append(Value(index, tuple(shape), node, weight, ancestors | 1 << index))
         self._of[id(tensor)] = index
         return index
 
