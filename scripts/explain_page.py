@@ -15,6 +15,8 @@ from typing import Any
 
 import page_writer
 
+from excite.analysis.summary import NEARLY_ALL
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "explain.md"
 OBSERVATIONS = {
@@ -36,11 +38,18 @@ def observations(found: list[dict[str, Any]]) -> str:
     """A table of what holds where, and the sentences with the numbers."""
     if not found:
         return ""
-    columns = ["network, data", "images", *OBSERVATIONS.values(), "most specific", "shown to be needed"]
+    columns = [
+        "network, data",
+        "images",
+        *OBSERVATIONS.values(),
+        "most specific",
+        "nearly constant",
+        "shown to be of use",
+    ]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *map(row, found), ""]
     for e in found:
-        why = "; ".join(f"{f['name']}: {WORDS[f['holds']]} ({f['why']})" for f in e["findings"])
-        lines += [f"- {name(e)}. {' '.join(e['summary'])} {why[0].upper()}{why[1:]}."]
+        lines.append(f"- {name(e)}: {' '.join(e['summary'])}")
+        lines += [f"    - {f['name']}: {WORDS[f['holds']]} ({f['why']})" for f in e["findings"]]
     return "\n".join(lines) + "\n"
 
 
@@ -48,14 +57,16 @@ def row(e: dict[str, Any]) -> str:
     """One network's line."""
     holds = {f["name"]: WORDS[f["holds"]] for f in e["findings"]}
     top = max(e["gates"], key=lambda g: g["specificity"]["value"])
-    needed = [k for g in e["gates"] for k in g["knock_outs"] if k["mode"] == "mean"]
-    many = sum(k["loss_p"] <= 0.05 and k["loss"]["value"] > 0 for k in needed)
+    replaced = [k for g in e["gates"] for k in g["knock_outs"] if k["mode"] == "mean"]
+    useful = sum(k["loss_p"] <= 0.05 and k["loss"]["value"] > 0 for k in replaced)
+    constant = sum(g["near_constant"] >= NEARLY_ALL * g["channels"] for g in e["gates"])
     cells = [
         name(e),
         f"{e['data']['images']:,}",
         *(holds[o] for o in OBSERVATIONS),
         f"{top['block']}, {top['specificity']['value']:.2f}",
-        f"{many} of {len(needed)} gates",
+        f"{constant} of {len(e['gates'])} gates",
+        f"{useful} of {len(replaced)} gates",
     ]
     return f"| {' | '.join(cells)} |"
 

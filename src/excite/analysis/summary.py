@@ -14,7 +14,7 @@ from typing import Literal
 from excite.analysis.explanation import Explanation, Finding, GateSummary
 from excite.analysis.statistics import CONSTANT_SD
 
-__all__ = ["AGNOSTIC", "findings", "notes", "summary"]
+__all__ = ["AGNOSTIC", "ALPHA", "NEARLY_ALL", "findings", "notes", "summary"]
 
 AGNOSTIC = 0.1
 """Specificity under which a gate counts as class-agnostic: classes make up less than a tenth of its variance. So does
