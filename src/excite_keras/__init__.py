@@ -38,8 +38,8 @@ from excite_keras.gates import (  # noqa: E402
 )
 
 if TYPE_CHECKING:
-    from excite_keras.insert import Site, find_sites, insert
     from excite_keras.models import ECAResNet50, SEResNet50, create_model, list_models
+    from excite_keras.surgery import Site, find_sites, insert
     from excite_keras.weights import from_keras, load_gate, to_keras
 
 __all__ = [
@@ -69,11 +69,11 @@ __all__ = [
 _HOMES = {
     "ECAResNet50": "excite_keras.models",
     "SEResNet50": "excite_keras.models",
-    "Site": "excite_keras.insert",
+    "Site": "excite_keras.surgery",
     "create_model": "excite_keras.models",
-    "find_sites": "excite_keras.insert",
+    "find_sites": "excite_keras.surgery",
     "from_keras": "excite_keras.weights",
-    "insert": "excite_keras.insert",
+    "insert": "excite_keras.surgery",
     "list_models": "excite_keras.models",
     "load_gate": "excite_keras.weights",
     "to_keras": "excite_keras.weights",

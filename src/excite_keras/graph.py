@@ -245,12 +245,11 @@ def _nodes(model: Any) -> Iterator[Node]:
     shapes: dict[Key, Any] = {}
     waiting: list[tuple[Key, list[Key]]] = []
     for layer in config["layers"]:
-        # A model within the model counts its calls from 1: its first node is its own.
-        first = int(isinstance(operations[layer["name"]], keras.Function))
         calls = [[_read(tensor, shapes) for tensor in _tensors(call)] for call in layer["inbound_nodes"]]
-        waiting += [((layer["name"], first + i), read) for i, read in enumerate(calls or [[]])]
+        waiting += [((layer["name"], i), read) for i, read in enumerate(calls or [[]])]
     for (name, call, which), tensor in zip(_histories(config["output_layers"]), model.outputs, strict=True):
-        _note(shapes, (name, call), which, tensor.shape)
+        # Here alone Keras counts the calls of a model within the model from 1, its first node being its own.
+        _note(shapes, (name, call - isinstance(operations[name], keras.Function)), which, tensor.shape)
     counts = Counter(name for (name, _), _ in waiting)
     places: dict[Key, int] = {}
     while waiting:

@@ -42,7 +42,7 @@ def python(code, backend, folder):
 @pytest.mark.skipif(find_spec("jax") is None, reason="jax is not installed")
 def test_gates_places_and_networks_need_no_torch(tmp_path):
     code = (
-        "import sys, excite_keras, excite_keras.insert, excite_keras.models, excite_keras.describe\n"
+        "import sys, excite_keras, excite_keras.surgery, excite_keras.models, excite_keras.describe\n"
         "assert 'torch' not in sys.modules\n"
         "assert excite_keras.parse_gate('se_gc(groups=2)').text == 'se_gc(groups=2)'\n"
         "assert 'torch' not in sys.modules"
