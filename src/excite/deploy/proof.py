@@ -82,7 +82,7 @@ class Proof:
         """The finding in plain words, percentage points and per cent."""
         confidence, allowed = f"{100 * self.level:g} % confidence", f"{_points(self.max_fall)} points"
         on = f"{self.images:,} images"
-        seen = f"On them accuracy {_change(self.fall)}: {self.lost} were lost and {self.gained} gained."
+        seen = f"On them it {_change(self.fall)}: {self.lost} images were lost and {self.gained} gained."
         if self.proven:
             return (
                 f"Proven with {confidence} on {on}: accuracy falls by at most {_points(self.bound)} points, "
@@ -94,12 +94,12 @@ class Proof:
                 f"Not within the {allowed} allowed: with {confidence} on {on}, accuracy falls by {least} to {most} "
                 f"points. {seen}"
             )
-        proof = f"Not proven that accuracy falls by at most {allowed}. What {on} prove with {confidence}: by at most "
-        proof += f"{_points(self.bound)} points. {seen}"
+        proof = (
+            f"Not proven that accuracy falls by no more than {allowed}. What these {on} prove, with {confidence}, is a "
+            f"fall of at most {_points(self.bound)} points. {seen}"
+        )
         if self.least > self.max_fall:
-            proof += (
-                f" So many images can prove no less than {_points(self.least)} points, were no prediction to change."
-            )
+            proof += f" Even if no prediction changed, {on} could prove no less than {_points(self.least)} points."
         if self.needed is not None:
             proof += f" At the rates seen here it would take about {_rounded(self.needed):,} images."
         return proof
@@ -213,5 +213,5 @@ def _points(share: float) -> str:
 
 def _change(fall: float) -> str:
     if fall == 0:
-        return "is the same"
+        return "stayed the same"
     return f"{'fell' if fall > 0 else 'rose'} by {_points(abs(fall))} points"
