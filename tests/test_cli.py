@@ -117,6 +117,20 @@ def test_options_are_read(arguments, settings):
     assert parse("train", arguments) == TrainConfig(**settings)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sites"),
+    [
+        (["--sites", "layer4.*"], ("layer4.*",)),
+        (["--sites=layer4.*,*.1"], ("layer4.*", "*.1")),
+        (["--sites", "[layer3.0, layer3.1]"], ("layer3.0", "layer3.1")),
+        (["--sites", "1"], ("1",)),
+    ],
+    ids=str,
+)
+def test_lists_of_texts_are_read_with_and_without_brackets(arguments, sites):
+    assert parse("explain", ["run", *arguments]).sites == sites
+
+
 def test_eval_takes_its_checkpoint_without_a_name():
     assert parse("eval", ["--json", "--data", "d", "c"]) == EvalConfig(checkpoint="c", data="d", json=True)
 

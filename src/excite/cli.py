@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import itertools
+import json
 import os
 import re
 import sys
@@ -316,17 +317,25 @@ def _underscored(argument: str) -> str:
 
 
 def _bracketed(arguments: list[str], kind: type[Settings]) -> list[str]:
-    """``--stages 1,2`` as ``--stages [1,2]``."""
+    """``--stages 1,2`` as ``--stages [1,2]``, and ``--sites layer4.*`` as a list of texts."""
     hints = typing.get_type_hints(kind)
-    lists = {f"--{name}" for name, hint in hints.items() if "tuple[" in str(hint)}
+    lists = {f"--{name}": "tuple[str" in str(hint) for name, hint in hints.items() if "tuple[" in str(hint)}
     done: list[str] = []
     for argument in arguments:
         flag, equals, value = argument.partition("=")
-        bare = value if equals else argument
-        if (flag in lists and equals or done and done[-1] in lists) and re.fullmatch(r"[\d.,\s]+", bare):
-            argument = f"{flag}=[{bare}]" if equals else f"[{bare}]"
+        if flag in lists and equals:
+            argument = f"{flag}={_as_list(value, lists[flag])}"
+        elif done and done[-1] in lists:
+            argument = _as_list(argument, lists[done[-1]])
         done.append(argument)
     return done
+
+
+def _as_list(text: str, of_texts: bool) -> str:
+    """What a user wrote for a list, in the brackets that YAML wants; numbers without, or texts."""
+    if of_texts and not text.startswith(("[", "-")) and text not in ("null", ""):
+        return json.dumps([part.strip() for part in text.split(",")])
+    return f"[{text}]" if re.fullmatch(r"[\d.,\s]+", text) else text
 
 
 def _check_flags(verb: str, arguments: list[str], flags: list[str]) -> None:
