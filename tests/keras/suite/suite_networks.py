@@ -209,6 +209,8 @@ def test_mistakes_are_told_with_the_way_out(make, said):
         make()
 
 
+# Attaching loads torch's compiler and Triton, which no process survives that has loaded TensorFlow before.
+@only("torch")
 def test_attached_gates_have_no_place():
     network = excite.create_model("resnet20", in_channels=1)
     excite.attach_(network, "eca", torch.zeros(1, 1, 16, 16))
