@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import shutil
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from torch.fx.experimental import _config as symbolic_shapes
 from excite.deploy.export_check import Comparison, compare_outputs
 from excite.deploy.export_sizes import Sizes, find_sizes, with_minimum
 from excite.deploy.manifest import Manifest
-from excite.deploy.runtimes import AXES, INPUT, ONNX_OPSET, RUNTIMES, Runtime
+from excite.deploy.runtimes import AXES, INPUT, ONNX_OPSET, RUNTIMES, Runtime, quiet
 from excite.errors import UserError, unknown
 from excite.graph import unwrapped
 from excite.training.progress import say
@@ -238,7 +236,7 @@ def _program(model: nn.Module, example: Tensor, sizes: Sizes) -> ExportedProgram
         free |= {axis: Dim.DYNAMIC(min=sizes.minimum) for axis in range(2, example.dim())}
     # Sizes of 1 are then no special case: without, batches of 1 and small images would be refused.
     patched = symbolic_shapes.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
-    with torch.no_grad(), _quiet(), patched:
+    with torch.no_grad(), quiet(), patched:
         try:
             return torch.export.export(_Named(model), (images,), dynamic_shapes=(free,), strict=False)
         except Exception as error:  # whatever a forward does that cannot be traced
@@ -262,7 +260,7 @@ def _guards(program: ExportedProgram, example: Tensor) -> Callable[[tuple[int, .
 
 def _write(runtime: Runtime, program: ExportedProgram, path: Path, manifest: Manifest) -> None:
     entries = manifest.entries()
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet():
         try:
             runtime.write(program, path, entries)
         except OSError:
@@ -274,22 +272,6 @@ def _write(runtime: Runtime, program: ExportedProgram, path: Path, manifest: Man
 def _refused(what: str, how: str, error: Exception) -> UserError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return UserError(f"{what} cannot be exported by {how}: {lines[0]}")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what compilers tell each other."""
-    loggers = [logging.getLogger(n) for n in ("torch.fx.experimental.symbolic_shapes", "torch.utils.cpp_extension")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 @contextmanager

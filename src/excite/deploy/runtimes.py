@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
+import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -25,7 +28,7 @@ from torch.fx.experimental import _config as symbolic_shapes
 
 from excite.errors import UserError, unknown
 
-__all__ = ["ONNX_OPSET", "RUNTIMES", "Loaded", "Runtime", "runtime_of"]
+__all__ = ["ONNX_OPSET", "RUNTIMES", "Loaded", "Runtime", "quiet", "runtime_of"]
 
 ONNX_OPSET = 20
 """The version of ONNX's operators that files are written in."""
@@ -39,6 +42,22 @@ _ENTRY = "excite.json"
 _SECTION = "excite"
 
 Run = Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what compilers tell each other."""
+    loggers = [logging.getLogger(n) for n in ("torch.fx.experimental.symbolic_shapes", "torch.utils.cpp_extension")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @dataclass(frozen=True)
@@ -214,7 +233,8 @@ def _load_aoti(path: Path) -> Loaded:
     import torch._inductor
 
     try:
-        package = torch._inductor.aoti_load_package(os.fspath(path))
+        with quiet():
+            package = torch._inductor.aoti_load_package(os.fspath(path))
     except Exception as error:  # whatever reading a broken archive, or code for another machine, raises
         raise _unreadable(path, "PyTorch", error) from None
     metadata: Any = package.loader.get_metadata()
