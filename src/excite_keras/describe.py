@@ -15,17 +15,10 @@ from excite_keras.resnet import PadShortcut, ResNetLayout
 __all__ = ["Described", "describe", "keras_name"]
 
 _BLOCK = re.compile(r"layer(\d+)_(\d+)_")
-_OWN_GATE = re.compile(r"layer(\d+)_(\d+)_gate")
 # keras.applications' ResNet50, 101 and 152 count stages from 2 and blocks from 1.
 _THEIR_BLOCK = re.compile(r"conv(\d+)_block(\d+)_")
-# Gates that ``insert`` put into one of them, by their names.
-_THEIR_GATES = {
-    "3_bn_gate": "standard",
-    "add_pre_gate": "pre",
-    "out_gate": "post",
-    "add_identity_gate": "identity",
-    "2_relu_gate": "inner",
-}
+# Where gates stand that ``insert`` put in, by the ends of their names; behind norms and activations each has its own.
+_EDGES = {"add_pre_gate": "pre", "out_gate": "post", "add_identity_gate": "identity"}
 
 
 @dataclass(frozen=True)
@@ -69,58 +62,50 @@ def describe(model: Any) -> Described:
 
 def _own(model: Any) -> Described:
     layers = {layer.name: layer for layer in model.layers}
-    gates = {}
-    for name, layer in layers.items():
-        found = _OWN_GATE.fullmatch(name)
-        if found is not None:
-            gates[int(found[1]), int(found[2])] = layer
     bottleneck = "layer1_0_conv3" in layers
-    pad = layers.get("maxpool_pad")
+    last = 3 if bottleneck else 2
+    places = {**_EDGES, f"bn{last}_gate": "standard", f"relu{last - 1}_gate": "inner", "gate": ""}
+    gates, placement = _gates_of(model, _BLOCK, places)
+    if placement == "":
+        placement = _placement(model, bottleneck, next(iter(gates)))
     depths = _depths(_BLOCK, layers)
+    pad = layers.get("maxpool_pad")
     layout = ResNetLayout(
         depths,
         bottleneck,
-        **_gates(gates, depths, lambda: _placement(model, bottleneck, next(iter(gates)))),
+        **_gate_arguments(gates, depths, placement),
         **_common(model, layers, "conv1", "bn1", "fc"),
         stride_in="1x1" if bottleneck and layers["layer2_0_conv1"].strides[0] == 2 else "3x3",
         stem_pool="padded" if pad is None or pad.padding[0] == (1, 1) else "ceil",
         shortcut="A" if isinstance(layers.get("layer2_0_downsample"), PadShortcut) else "B",
     )
-    return Described(layout, keras_name)
+    inserted = {f"layer{stage}.{block}.gate": layer.name for (stage, block), layer in gates.items()}
+    return Described(layout, lambda module: inserted.get(module) or keras_name(module))
 
 
 def _application(model: Any) -> Described:
     layers = {layer.name: layer for layer in model.layers}
-    gates, placements = {}, set()
-    for name, layer in layers.items():
-        if isinstance(layer, Gate):
-            block, place = _THEIR_BLOCK.match(name), name.split("_", 2)[-1]
-            if block is None or place not in _THEIR_GATES:
-                raise UserError(f"{model.name}: the gate {name!r} stands where no placement of a ResNet is")
-            gates[int(block[1]) - 2, int(block[2]) - 1] = layer
-            placements.add(_THEIR_GATES[place])
-    if len(placements) > 1 or len(gates) != sum(isinstance(layer, Gate) for layer in layers.values()):
-        raise UserError(f"{model.name}: gates at {', '.join(sorted(placements))}; a ResNet has one a block")
-    gates = {(stage + 1, block): layer for (stage, block), layer in gates.items()}
+    places = {**_EDGES, "3_bn_gate": "standard", "2_relu_gate": "inner"}
+    found, placement = _gates_of(model, _THEIR_BLOCK, places)
+    gates = {(stage - 1, block - 1): layer for (stage, block), layer in found.items()}
     depths = _depths(_THEIR_BLOCK, layers)
     layout = ResNetLayout(
         depths,
         bottleneck=True,
-        **_gates(gates, depths, lambda: placements.pop()),
+        **_gate_arguments(gates, depths, placement),
         **_common(model, layers, "conv1_conv", "conv1_bn", "predictions"),
         stride_in="1x1" if layers["conv3_block1_1_conv"].strides[0] == 2 else "3x3",
     )
-    return Described(layout, lambda module: _their_name(module, {layer.name for layer in gates.values()}))
+    inserted = {f"layer{stage}.{block}.gate": layer.name for (stage, block), layer in gates.items()}
+    return Described(layout, lambda module: inserted.get(module) or _their_name(module))
 
 
-def _their_name(module: str, gates: set[str]) -> str:
+def _their_name(module: str) -> str:
     """What keras.applications calls the layer of a module."""
     if module in ("conv1", "bn1", "fc"):
         return {"conv1": "conv1_conv", "bn1": "conv1_bn", "fc": "predictions"}[module]
     stage, block, part = module.removeprefix("layer").split(".", 2)
     prefix = f"conv{int(stage) + 1}_block{int(block) + 1}_"
-    if part == "gate":
-        return next(name for name in gates if name.startswith(prefix))
     kind, which = ("conv", "0") if part == "downsample.0" else ("bn", "0")
     if not part.startswith("downsample"):
         kind, which = part[:-1], part[-1]
@@ -148,7 +133,28 @@ def _common(model: Any, layers: dict[str, Any], conv: str, norm: str, head: str)
     }
 
 
-def _gates(gates: dict[tuple[int, int], Gate], depths: tuple[int, ...], placement: Callable[[], str]) -> dict[str, Any]:
+def _gates_of(model: Any, block: re.Pattern[str], places: dict[str, str]) -> tuple[dict[tuple[int, int], Gate], str]:
+    """The gates by the stage and block in their names, and the placement that their names say.
+
+    Raises:
+        ValueError: a gate elsewhere, or at several places.
+    """
+    gates, placements = {}, set()
+    for layer in model.layers:
+        if not isinstance(layer, Gate):
+            continue
+        found = block.match(layer.name)
+        place = places.get(layer.name[found.end() :]) if found else None
+        if found is None or place is None:
+            raise UserError(f"{model.name}: the gate {layer.name!r} stands where no placement of a ResNet is")
+        gates[int(found[1]), int(found[2])] = layer
+        placements.add(place)
+    if len(placements) > 1 or len(gates) != sum(isinstance(layer, Gate) for layer in model.layers):
+        raise UserError(f"{model.name}: a ResNet has one gate a block, all at one place; here are several")
+    return gates, placements.pop() if placements else "standard"
+
+
+def _gate_arguments(gates: dict[tuple[int, int], Gate], depths: tuple[int, ...], placement: str) -> dict[str, Any]:
     """The gates' text, placement and stages.
 
     Raises:
@@ -163,7 +169,7 @@ def _gates(gates: dict[tuple[int, int], Gate], depths: tuple[int, ...], placemen
     if set(gates) != {(stage, block) for stage in stages for block in range(depths[stage - 1])}:
         raise UserError("some blocks of a stage have gates, some not: a ResNet has them in whole stages")
     everywhere = len(stages) == len(depths)
-    return {"gate": texts.pop(), "placement": placement(), "stages": None if everywhere else tuple(stages)}
+    return {"gate": texts.pop(), "placement": placement, "stages": None if everywhere else tuple(stages)}
 
 
 def _placement(model: Any, bottleneck: bool, block: tuple[int, int]) -> str:

@@ -100,7 +100,7 @@ def from_keras(model: Any) -> nn.Module:
     network.load_state_dict(state)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.eps, module.momentum = described.layout.epsilon, 1 - described.layout.momentum
+            module.eps, module.momentum = described.layout.epsilon, _rest(described.layout.momentum)
     return network.eval()
 
 
@@ -159,6 +159,11 @@ def _bias_before(model: Any, name_of: Any, norm: str) -> Any:
 # --- layouts ---
 
 
+def _rest(share: float) -> float:
+    """1 less a share, as a reader would write it: of the new in PyTorch, of the old in Keras."""
+    return round(1 - share, 12)
+
+
 def _count(layout: ResNetLayout) -> int:
     """Layers as the names of ResNets count them."""
     return (3 if layout.bottleneck else 2) * sum(layout.depths) + 2
@@ -194,7 +199,7 @@ def _layout(model: nn.Module) -> ResNetLayout:
         stem_pool="ceil" if ceil else "padded",
         shortcut="A" if isinstance(second.downsample, PadShortcut) else "B",
         epsilon=norm.eps,
-        momentum=1 - norm.momentum,
+        momentum=_rest(norm.momentum),
     )
 
 

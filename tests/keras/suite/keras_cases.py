@@ -79,8 +79,11 @@ def gradients(layer, x, direction):
     return numpy(found[0]), {k: to_torch_axes(named[w.theirs], w.kind) for k, w in rules if w.theirs in named}
 
 
-def trained(model, seed=0):
-    """Norms and biases as training leaves them: a fresh network's zeros and ones hide what a layer does."""
+def trained(model, x=None, seed=0):
+    """Norms and biases as training leaves them: a fresh network's zeros and ones hide what a layer does.
+
+    With images, the norms' statistics are near those of their maps: far from them no network tells images apart.
+    """
     rng = np.random.default_rng(seed)
     for layer in model.layers:
         for weight in layer.weights:
@@ -88,18 +91,32 @@ def trained(model, seed=0):
                 positive = weight.name in ("gamma", "moving_variance")
                 values = rng.uniform(0.5, 1.5, weight.shape) if positive else rng.normal(0, 0.2, weight.shape)
                 weight.assign(values)
+    if x is not None:
+        norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+        momentum = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = 0.0
+        model(x, training=True)
+        for norm, kept in zip(norms, momentum, strict=True):
+            norm.momentum = kept
+            mean, variance = numpy(norm.moving_mean.value), numpy(norm.moving_variance.value)
+            norm.moving_mean.assign(mean + 0.2 * np.sqrt(variance) * rng.normal(size=mean.shape))
+            norm.moving_variance.assign(variance * rng.uniform(0.7, 1.5, variance.shape) + 1e-3)
     return model
 
 
-def moved(network):
-    """A network of PyTorch in eval mode, its norms as training leaves them."""
+def moved(network, x):
+    """A network of PyTorch in eval mode, its norms and biases as training on maps like these leaves them."""
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     with torch.no_grad():
-        for name, buffer in network.named_buffers():
-            if name.endswith("running_mean"):
-                buffer.normal_(0, 0.3)
-            elif name.endswith("running_var"):
-                buffer.uniform_(0.5, 2)
         for name, p in network.named_parameters():
             if p.dim() == 1:
-                p.uniform_(0.4, 1.2) if name.endswith("weight") else p.normal_(0, 0.2)
+                p.uniform_(0.5, 1.5) if name.endswith("weight") else p.normal_(0, 0.2)
+        for norm in norms:
+            norm.momentum = 1.0
+        network.train()(torch.from_numpy(first(x)))
+        for norm in norms:
+            norm.momentum = 0.1
+            norm.running_mean += 0.2 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean)
+            norm.running_var *= 0.7 + 0.8 * torch.rand_like(norm.running_var)
     return network.eval()

@@ -57,9 +57,9 @@ NETWORKS = {
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_of_pytorch_there_and_back(name):
-    network = moved(NETWORKS[name](num_classes=5))
     # An odd size tells a padding on one side from one on both.
     x = pictures(3, 33 if "resnet20" in name else 65, 1)
+    network = moved(NETWORKS[name](num_classes=5), x)
     model = to_keras(network)
     assert agree(network, model, x)
     back = from_keras(model)
@@ -70,8 +70,9 @@ def test_a_network_of_pytorch_there_and_back(name):
 @only("tensorflow")
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_every_placement(placement):
-    network = moved(ResNet(Bottleneck, (1, 2, 1, 1), gate=parse_gate("eca"), placement=placement, stages=(2, 4)))
     x = pictures(2, 65)
+    network = ResNet(Bottleneck, (1, 2, 1, 1), gate=parse_gate("eca"), placement=placement, stages=(2, 4))
+    moved(network, x)
     model = to_keras(network)
     assert agree(network, model, x)
     back = from_keras(model)
@@ -80,47 +81,47 @@ def test_every_placement(placement):
 
 @only("torch", "jax")
 def test_channels_first():
-    network = moved(excite.create_model("resnet20", gate="se", num_classes=4))
-    model = to_keras(network, image_size=16, data_format="channels_first")
     x = pictures(2, 16)
-    assert apart(numpy(model(first(x))), logits(network, x)) <= KERAS_NETWORK
+    network = moved(excite.create_model("resnet20", gate="se", num_classes=4), x)
+    model = to_keras(network, image_size=16, data_format="channels_first")
+    expected = logits(network, x)
+    assert apart(numpy(model(first(x))), expected) <= KERAS_NETWORK
     assert same_weights(network, from_keras(model))
 
 
 @only("tensorflow")
 @pytest.mark.parametrize("make, name", [(SEResNet50, "se_resnet50"), (ECAResNet50, "eca_resnet50")])
 def test_se_and_eca_resnet50_on_real_images(make, name):
-    model = trained(make(num_classes=10))
     x = pictures(2, 96)
+    model = trained(make(num_classes=10), x)
     network = from_keras(model)
     assert agree(model, network, x)
-    assert same_weights(network, excite.create_model(name, num_classes=10).eval()) is False
-    assert {k: v.shape for k, v in network.state_dict().items()} == {
-        k: v.shape for k, v in excite.create_model(name, num_classes=10).state_dict().items()
-    }
+    theirs = excite.create_model(name, num_classes=10)
+    theirs.load_state_dict(network.state_dict())
+    assert np.array_equal(logits(theirs.eval(), x), logits(network, x))
 
 
 @only("tensorflow")
 @pytest.mark.parametrize("gate", [None, "se"])
 def test_resnet50_of_keras_applications(gate):
     """It strides in the first 1x1, has biases before its norms, which their means take up, and its own epsilon."""
-    model = trained(keras.applications.ResNet50(weights=None, classes=10, classifier_activation=None))
-    model = model if gate is None else insert(model, gate, start="paper")
+    x = pictures(2, 96)
+    model = keras.applications.ResNet50(weights=None, input_shape=x.shape[1:], classes=10, classifier_activation=None)
+    model = trained(model if gate is None else insert(model, gate, start="paper"), x)
     network = from_keras(model)
-    x = pictures(2, 224)
     assert agree(model, network, x)
     assert network.bn1.eps == 1.001e-5 and network.layer2[0].conv1.stride == (2, 2)
     # Each of the three differences shows.
-    for change in (_torchs_epsilon, _stride_in_the_3x3, _no_biases):
+    for change in (_another_epsilon, _stride_in_the_3x3, _no_biases):
         other = from_keras(model)
         change(other, model)
         assert apart(logits(other, x[:1]), logits(network, x[:1])) > 1e-6, change.__name__
 
 
-def _torchs_epsilon(network, model):
+def _another_epsilon(network, model):
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.eps = 1e-3
+            module.eps = 1e-3  # that of keras.layers.BatchNormalization
 
 
 def _stride_in_the_3x3(network, model):
@@ -183,9 +184,18 @@ def test_odd_sizes_of_the_shortcut_without_weights():
     assert layer.compute_output_shape((None, None, None, 3)) == (None, None, None, 5)
 
 
-def half_gated():
-    model = create_model("resnet20", image_size=16)
-    return insert(model, "se", ["layer1_0_bn2"])
+def gated(where):
+    return insert(create_model("resnet20", image_size=16), "se", where, start="paper")
+
+
+@only("tensorflow")
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_inserted_gates_come_along(placement):
+    model = gated("residual" if placement == "standard" else placement)
+    network = from_keras(model)
+    assert network.layer2[1].placement == placement and str(network.layer3[2].gate.config) == "se"
+    x = pictures(2, 16, 3)
+    assert apart(logits(network, x), logits(model, x)) <= KERAS_NETWORK
 
 
 @pytest.mark.parametrize(
@@ -201,7 +211,9 @@ def half_gated():
         (lambda: create_model("resnet50", placement="stanard"), "did you mean 'standard'"),
         (lambda: to_keras(excite.create_model("mobilenetv2")), "MobileNetV2 has no twin in Keras"),
         (lambda: from_keras(keras.Sequential([keras.Input((4,))])), "its layers are not those of a ResNet"),
-        (lambda: from_keras(half_gated()), "gate"),
+        (lambda: from_keras(gated(["layer1_0_bn2"])), "some blocks of a stage have gates, some not"),
+        (lambda: from_keras(gated("bn1")), "the gate 'bn1_gate' stands where no placement of a ResNet is"),
+        (lambda: from_keras(gated(["layer1_0_bn2", "layer1_0_out"])), "one gate a block, all at one place"),
     ],
 )
 def test_mistakes_are_told_with_the_way_out(make, said):
