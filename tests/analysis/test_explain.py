@@ -120,6 +120,19 @@ def test_histograms_hold_all_values(found):
         assert np.allclose(np.sum(detail["histogram"]["shares"], 1), 1, atol=1e-3)
 
 
+def test_gates_that_have_hardly_left_their_neutral_start_are_drawn(tmp_path):
+    model = create_model("resnet20", gate="eca(neutral=true)", num_classes=2).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "gate" in name:
+                weight.normal_(0, 1e-6)
+    path = explain(model, [(torch.randn(24, 3, 8, 8), torch.arange(24) % 2)], tmp_path, permutations=9)
+    for detail in json.loads(path.with_suffix(".json").read_text())["details"]:
+        assert detail["range"] == [0, 2]
+        assert np.allclose(np.sum(detail["histogram"]["shares"], 1), 1, atol=1e-3)
+        assert np.allclose(detail["mean"], 1, atol=1e-3)
+
+
 def test_the_same_network_and_images_give_the_same_numbers(tmp_path, found):
     explain(planted(KINDS), loader(size=50), tmp_path, classes=NAMES, permutations=199, name=found["network"]["name"])
     again = json.loads((tmp_path / "explain.json").read_text())
@@ -296,6 +309,9 @@ def test_the_summary_says_what_is_told_and_what_is_not():
     assert mixed[1].startswith("1 of 2 gates can be shown to be of use: with the mean over all images in its place")
     assert mixed[1].endswith("most for a, by 0.3 (accuracy: -4.00 points, -5.00 to -3.00).")
     assert mixed[2] == "For the other one that is undecided: up to 1.20 points of accuracy may hang on it."
+    constant = summary([gate(0.5, constant=9), gate(0.5, constant=8)])
+    assert constant[1].startswith("1 of 2 is nearly constant: at least 90 % of its channels vary over images by")
+    assert summary([gate(0.5, constant=10), gate(0.5, constant=10)])[1].startswith("All 2 are nearly constant")
     # A gate that does harm is not of use, however surely.
     assert summary([gate(0.5, mean=(-0.3, 0.001, 0.04))])[1].startswith("No gate could be shown to be of use")
 
@@ -310,7 +326,8 @@ def test_shuffled_labels_are_not_told_from_chance(tmp_path):
     mixed = labels[torch.randperm(IMAGES, generator=torch.Generator().manual_seed(5))]
     path = explain(planted(KINDS), [(images, mixed)], tmp_path, permutations=199, knock_out=False, pictures=False)
     found = json.loads(path.with_suffix(".json").read_text())
-    assert found["summary"] == ["None of the 3 gates could be told from one that knows nothing of classes."]
+    assert found["summary"][0] == "None of the 3 gates could be told from one that knows nothing of classes."
+    assert [s[:26] for s in found["summary"][1:]] == ["1 of 3 is nearly constant:"]
 
 
 # --- errors --------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ BINS = 48
 _TOP_CHANNELS = 6
 _TOP_IMAGES = 6
 _SHIFTED = 12
+_NARROW = 1e-4
 # Two curves a class, 16 bits in base64 a number: so many numbers are about 2 MB of a page.
 _NUMBERS = 800_000
 
@@ -118,11 +119,11 @@ def _range(site: SiteRecord) -> tuple[float, float]:
 
 def _histogram(site: SiteRecord, labels: Ints, shown: Ints) -> dict[str, object]:
     low, high = float(site.sample.min()), float(site.sample.max())
-    if high <= low:
-        low, high = low - 1e-6, high + 1e-6
+    if high - low < _NARROW:  # bins that float32 could not tell apart
+        low, high = (low + high - _NARROW) / 2, (low + high + _NARROW) / 2
 
     def shares(values: NDArray[np.float32]) -> list[float]:
-        counts: Floats = np.histogram(values, BINS, (low, high))[0] / max(values.size, 1)
+        counts: Floats = np.histogram(values.astype(np.float64), BINS, (low, high))[0] / max(values.size, 1)
         return counts.tolist()
 
     rows = [shares(site.sample[labels == k]) for k in shown]

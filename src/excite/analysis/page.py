@@ -9,7 +9,21 @@ from excite.analysis.explanation import Estimate, Explanation, GateSummary
 from excite.analysis.figures import MODES, correlation_figure, knock_out_figures, percent, specificity_figure
 from excite.analysis.page_data import ALL, live_data
 from excite.analysis.thumbnails import Thumbnail
-from excite.page import Cell, Choice, Figure, Live, Meter, Option, Page, Row, Section, Series, Table, series_styles
+from excite.page import (
+    Cell,
+    Choice,
+    Figure,
+    Live,
+    Meter,
+    Option,
+    Page,
+    Row,
+    Section,
+    Series,
+    Table,
+    series_styles,
+    typeset,
+)
 
 __all__ = ["DRAWN_FIRST", "explanation_page", "meanings"]
 
@@ -29,7 +43,7 @@ def explanation_page(e: Explanation, pictures: Mapping[int, Thumbnail] | None = 
     images = f"{e.data['images']:,} images of {len(e.classes):,} classes"
     page = Page(
         f"What the gates of {e.network['name']} do{where}",
-        lead=e.summary,
+        lead=[typeset(sentence) for sentence in e.summary],
         about=f"excite explain, {e.created[:10]}. {len(e.gates)} gates, {images}.",
         live=Live("explain.js", live_data(e, series, pictures or {})),
     )
@@ -62,11 +76,11 @@ def _series(e: Explanation) -> tuple[set[str], dict[str, Series]]:
 
 def _findings(section: Section, e: Explanation) -> None:
     words = {"yes": "holds", "no": "does not hold", "undecided": "undecided"}
-    rows: list[Row] = [[_sentence(f.name), words[f.holds], f"{_sentence(f.why)}."] for f in e.findings]
+    rows: list[Row] = [[_sentence(f.name), words[f.holds], typeset(f"{_sentence(f.why)}.")] for f in e.findings]
     if rows:
         caption = "What the paper saw in SE-ResNet-50 by eye, looked for here"
         section.table(Table(("The paper's observation", "Here", "Why"), rows, caption, wraps=True))
-    section.points(e.notes)
+    section.points(typeset(note) for note in e.notes)
 
 
 def _sentence(text: str) -> str:

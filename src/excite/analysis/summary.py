@@ -127,7 +127,7 @@ def _told(g: GateSummary) -> bool:
 
 def summary(gates: Sequence[GateSummary]) -> tuple[str, ...]:
     """What the numbers of the gates support, a sentence each, the most important first."""
-    return (_classes(gates), *_worth(gates))
+    return (_classes(gates), *_constant(gates), *_worth(gates))
 
 
 def _classes(gates: Sequence[GateSummary]) -> str:
@@ -146,6 +146,18 @@ def _classes(gates: Sequence[GateSummary]) -> str:
         f"{which} {verb} between classes by more than chance; most in {top.block}, where classes make up "
         f"{100 * top.specificity.value:.0f} % of the variance."
     )
+
+
+def _constant(gates: Sequence[GateSummary]) -> list[str]:
+    constant = [g for g in gates if g.near_constant >= NEARLY_ALL * g.channels]
+    if not constant:
+        return []
+    many = f"All {len(gates)}" if len(constant) == len(gates) > 1 else f"{len(constant)} of {len(gates)}"
+    whose = "its" if len(constant) == 1 else "their"
+    return [
+        f"{many} {'is' if len(constant) == 1 else 'are'} nearly constant: at least {100 * NEARLY_ALL:.0f} % of {whose} "
+        f"channels vary over images by a standard deviation of at most {CONSTANT_SD:g}."
+    ]
 
 
 def _worth(gates: Sequence[GateSummary]) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from excite.experiment.comparison import PLAIN, Comparison, GateResult, Measured
 from excite.experiment.figures import cost_figures, curve_figures, difference_figure
 from excite.experiment.verdict import percent, points, signed_points
-from excite.page import Cell, Page, Row, Section, Series, Table, series_styles
+from excite.page import Cell, Page, Row, Section, Series, Table, series_styles, typeset
 
 __all__ = [
     "accuracy_cell",
@@ -56,12 +56,12 @@ def comparison_page(comparison: Comparison) -> Page:
     seeds = sorted({r.seed for r in c.runs})
     page = Page(
         f"Does channel attention help {c.config['model']} on {c.data['name']}?",
-        lead=[_typeset(s) for s in re.split(r"(?<=\.) ", c.verdict)],
+        lead=[typeset(s) for s in re.split(r"(?<=\.) ", c.verdict)],
         about=f"excite compare, {c.created[:10]}. {len(c.runs)} runs: {len(c.gates)} networks, {len(seeds)} "
         f"{'seed' if len(seeds) == 1 else 'seeds'}, {c.config['epochs']} epochs."
         + ("" if c.complete else " Not complete: runs are still missing."),
     )
-    page.section().table(_main_table(c, series)).points(_typeset(line) for line in (*c.caveats, *c.notes))
+    page.section().table(_main_table(c, series)).points(typeset(line) for line in (*c.caveats, *c.notes))
     if len(c.gates) > 1:
         section = page.section("Paired differences")
         section.legend(s for gate, s in series.items() if gate != PLAIN)
@@ -81,11 +81,6 @@ def comparison_page(comparison: Comparison) -> Page:
     return page
 
 
-def _typeset(text: str) -> str:
-    """Numbers with a minus sign instead of a hyphen, which a terminal may lack."""
-    return re.sub(r"(^|(?<=[ (]))-(?=\d)", "−", text)
-
-
 def _main_table(c: Comparison, series: Mapping[str, Series]) -> Table:
     columns: list[str | tuple[str, str]] = [
         "Gate",
@@ -99,7 +94,7 @@ def _main_table(c: Comparison, series: Mapping[str, Series]) -> Table:
         [
             Cell(g.label, series=series[g.gate]),
             accuracy_cell(g),
-            *(replace(cell, text=_typeset(cell.text), detail=_typeset(cell.detail)) for cell in difference_cells(g)),
+            *(replace(cell, text=typeset(cell.text), detail=typeset(cell.detail)) for cell in difference_cells(g)),
             count_cell(g.parameters, c.plain.parameters),
             count_cell(g.macs, c.plain.macs),
             *(ratio_cell(g.timing(w)) for w in timed),
@@ -178,7 +173,7 @@ def _images_part(section: Section, c: Comparison, series: Mapping[str, Series]) 
         rows.append(
             [
                 Cell(g.label, series=series[g.gate]),
-                Cell(_typeset(signed_points(look.mean)), look.mean, _typeset(interval)),
+                Cell(typeset(signed_points(look.mean)), look.mean, typeset(interval)),
                 Cell(p_value(look.p).removeprefix("p "), look.p),
                 Cell(points(look.gained), look.gained),
                 Cell(points(look.lost), look.lost),

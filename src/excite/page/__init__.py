@@ -25,7 +25,7 @@ from excite.page.controls import Choice, Live, Meter, Option
 from excite.page.document import Figure, Page, Section
 from excite.page.series import Series, series_styles
 from excite.page.tables import Cell, Row, Table
-from excite.page.text import figure_text, write_text
+from excite.page.text import figure_text, typeset, write_text
 
 __all__ = [
     "Cell",
@@ -41,5 +41,6 @@ __all__ = [
     "Table",
     "figure_text",
     "series_styles",
+    "typeset",
     "write_text",
 ]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import html
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 
 from excite.errors import UserError
 
-__all__ = ["escape", "figure_text", "json_text", "write_text"]
+__all__ = ["escape", "figure_text", "json_text", "typeset", "write_text"]
 
 
 def escape(text: str) -> str:
@@ -21,6 +22,11 @@ def escape(text: str) -> str:
 def figure_text(text: str) -> str:
     """Text for a plotly dict, shown as it is: plotly reads a little HTML in its labels."""
     return html.escape(text, quote=False)
+
+
+def typeset(text: str) -> str:
+    """Numbers with a minus sign instead of a hyphen, which a terminal may lack."""
+    return re.sub(r"(^|(?<=[ (]))-(?=\d)", "−", text)
 
 
 def json_text(value: object) -> str:
