@@ -350,7 +350,12 @@ def also_read(m, x):
     return m.gate(y).sigmoid() + y
 
 
+def divided(m, x):
+    return m.c.weight / m.gate(m.n(x).sigmoid())
+
+
 LEFT = {
+    "a divisor": (Flow(divided, n=norm(), c=Weight()), "the quotient divides by it"),
     "a raw shortcut": (Flow(shortcut, n=norm(), b=conv()), "the addition reads it"),
     "a shared convolution": (Flow(shared, a=conv()), "the weight of the convolution in a is read by others too"),
     "a gate that runs twice": (Flow(twice, n=norm(), b=conv()), "it is called 2 times"),
@@ -379,6 +384,29 @@ def test_what_is_left_and_why(case):
     assert isinstance(model.gate, ChannelScale) and torch.equal(model.gate.scale.flatten(), constants["gate"])
     with torch.no_grad():
         assert (model(x) - expected).abs().max() <= 1e-12 * expected.abs().max()
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_map_that_the_network_returns_too_is_not_scaled(before):
+    def run(m, x):
+        u = m.a(x) if before else F.silu(m.a(x))
+        y = m.gate(u)
+        return m.b(y.sigmoid() if before else y), u if before else y
+
+    model, x = trained(Flow(run, a=conv(), b=conv())), torch.randn(2, 4, 6, 6)
+    constants = planted(model, x)
+    with torch.no_grad():
+        expected = model(x)
+    (done,) = fold_gates_(model, constants, x)
+    assert not done.folded and ("is read by others too" if before else "the network returns it") in done.reason
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected)
+
+
+def test_one_gate_behind_another():
+    model = trained(Flow(chain("n", "gate", "relu", "other", "b"), n=norm(), other=SE(4, 2), b=conv()))
+    x = torch.randn(2, 4, 6, 6)
+    assert folded_as_it_was(model, x, 1e-5) == (2, [])
 
 
 def test_a_negative_constant_does_not_pass_a_relu():

@@ -235,8 +235,10 @@ class Weights:
     def _flowing(self, node: Node) -> int:
         """The one operand that is no weight; of a division, the first."""
         flowing = [v for v in node.inputs if not self.view.values[v].weight]
-        if len(flowing) != 1 or flowing[0] != node.inputs[0] and node.op == "div":
+        if len(flowing) != 1:
             raise Stuck(f"{_said(node)} is of two maps")
+        if node.op == "div" and flowing[0] != node.inputs[0]:
+            raise Stuck(f"{_said(node)} divides by it")
         if self.view.values[flowing[0]].shape != self.view.values[node.output].shape and node.op in _PRODUCTS:
             raise Stuck(f"{_said(node)} changes the shape")
         return flowing[0]
