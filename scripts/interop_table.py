@@ -31,23 +31,36 @@ def newest(benchmark: str) -> list[dict[str, Any]]:
 
 def exported() -> str:
     """Files of ``excite.export``, one a line."""
-    rows = newest("interop")
+    return table(newest("interop"))
+
+
+def keras() -> str:
+    """Networks in Keras, one a line."""
+    return table(newest("interop_keras"))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """One line a row, and where they were measured."""
     lines = [
         "| tool | version | network | compared | largest difference | time, batch 1 | batch 8 |",
         "| --- | --- | --- | --- | ---: | ---: | ---: |",
     ]
     for row in rows:
-        sizes = ", ".join(row["sizes"])
         cells = [
             row["tool"],
             row["version"],
-            f"{named(row['network'])}, {row['state']}",
-            f"{row['batches']} batches of 1 to 3, at {sizes}",
+            f"{named(row['network'])}, {state(row['state'])}",
+            f"{row['batches']} batches of 1 to 3, at {', '.join(row['sizes'])}",
             f"{row['difference']:.1e}",
             *(ratio(row["ratio"][str(n)]) for n in (1, 8)),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + f"\n\n{where(rows)}.\n"
+
+
+def state(name: str) -> str:
+    """What was done to a network: functions as code."""
+    return f"`{name}`" if "_" in name else name
 
 
 def named(network: str) -> str:
@@ -67,15 +80,16 @@ def where(rows: list[dict[str, Any]]) -> str:
     machine, days = rows[0]["machine"], sorted({row["when"][:10] for row in rows})
     torch = machine["torch"].partition("+")[0]
     period = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    threads = "1 thread" if rows[0]["threads"] == 1 else f"{rows[0]['threads']} threads"
     return (
-        f"{machine['device_name']}, {rows[0]['threads']} threads, torch {torch}, {period}; "
+        f"{machine['device_name']}, {threads}, torch {torch}, {period}; "
         "median ratio (20th to 80th percentile) to PyTorch's time for the network as built"
     )
 
 
 def written(page: str) -> str:
     """The page with every table as the rows have it."""
-    return filled(page, {"exported": exported})
+    return filled(page, {"exported": exported, "keras": keras})
 
 
 def main() -> int:
