@@ -82,7 +82,9 @@ def gradients(layer, x, direction):
 def trained(model, x=None, seed=0):
     """Norms and biases as training leaves them: a fresh network's zeros and ones hide what a layer does.
 
-    With images, the norms' statistics are near those of their maps: far from them no network tells images apart.
+    With images, the norms' statistics are near those of their maps: far from them no network tells images apart. The
+    last norm of a bottleneck is scaled as training scales it: with branches as large as their shortcuts a network of
+    fifty layers loses two digits of float32 in either framework.
     """
     rng = np.random.default_rng(seed)
     for layer in model.layers:
@@ -90,7 +92,8 @@ def trained(model, x=None, seed=0):
             if len(weight.shape) == 1 and "int" not in str(weight.dtype):
                 positive = weight.name in ("gamma", "moving_variance")
                 values = rng.uniform(0.5, 1.5, weight.shape) if positive else rng.normal(0, 0.2, weight.shape)
-                weight.assign(values)
+                last_norm = weight.name == "gamma" and layer.name.endswith(("3_bn", "bn3"))
+                weight.assign(0.4 * values if last_norm else values)
     if x is not None:
         norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
         momentum = [norm.momentum for norm in norms]
