@@ -80,8 +80,7 @@ class Checkpoint:
                 "load it with trust=True (`excite eval --trust true`)"
             )
         with torch.device("cpu"), seeded(0):
-            # A slimmed network's attached gates are those listed, and no others that its spec would attach.
-            model = build(self.spec, impl=impl, attached=self.attached if self.slimmed else self.attached or None)
+            model = build(self.spec, impl=impl, attached=self.attached or None)
             slim_at_(model, self.slimmed)
         saved, own = self.state_dict, model.state_dict()
         wrong = sorted(saved.keys() ^ own.keys())

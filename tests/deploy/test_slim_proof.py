@@ -44,6 +44,13 @@ def test_no_changed_image_does_not_prove_that_none_would():
     assert fall_bound(0, 0, 2000) == pytest.approx(0.0018, abs=5e-5)
 
 
+@pytest.mark.parametrize("lost,n", [(5, 40), (50, 100), (90, 100)])
+def test_without_gains_the_bound_is_wilsons_of_half_an_image_more(lost, n):
+    p, z = (lost + 0.5) / n, 1.6448536269514722
+    wilson = (p + z * z / (2 * n) + z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))) / (1 + z * z / n)
+    assert fall_bound(lost, 0, n) == pytest.approx(wilson, rel=1e-9)
+
+
 def test_the_bound_follows_what_is_seen():
     assert fall_bound(10, 0, 500) > fall_bound(5, 0, 500) > fall_bound(5, 5, 500) > fall_bound(0, 5, 500)
     assert fall_bound(5, 3, 500, 0.99) > fall_bound(5, 3, 500, 0.95)

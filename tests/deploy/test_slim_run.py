@@ -3,10 +3,12 @@
 import copy
 import json
 import pickle
+from functools import partial
 
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from excite.checkpoint import read_checkpoint, save_checkpoint
 from excite.cli import main
@@ -14,6 +16,7 @@ from excite.data import array_data_set
 from excite.deploy import fold_gates_
 from excite.deploy.slim_run import SlimConfig, slim_checkpoint
 from excite.errors import UserError
+from excite.gates import SE
 from excite.models.base import gate_modules
 from excite.networks import NetworkSpec, build, seeded
 from excite.surgery import attach_, attached
@@ -113,12 +116,14 @@ def test_what_became_of_gates_is_copied_and_pickled_and_trained_on():
     fold_gates_(model, constants_of(model), x)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert slimmed(twin) == slimmed(model)
-    left = next(m for m in model.modules() if isinstance(m, ChannelScale))
+    name, left = next((name, m) for name, m in model.named_modules() if isinstance(m, ChannelScale))
     before = left.scale.detach().clone()
     optimizer = torch.optim.SGD(model.train().parameters(), lr=0.1)
     model(x).square().sum().backward()
     optimizer.step()
     assert not torch.equal(left.scale, before)
+    model.get_submodule(name.removesuffix(".gate")).gate = SE(left.channels)
+    assert name not in [item.name for item in slimmed(model)]
 
 
 def test_a_record_of_gates_that_are_not_there():
@@ -127,6 +132,18 @@ def test_a_record_of_gates_that_are_not_there():
         slim_at_(model, [Slimmed("layer1.0.gate", 16, 2, folded=True)])
     slim_at_(model, [Slimmed("layer1.0.bn1.excite_gate", 16, 2, folded=True)])
     assert str(model) == str(network("resnet20")[1])
+
+
+def test_constants_on_maps_of_one_axis():
+    make = partial(nn.Sequential, nn.Conv1d(3, 4, 3), nn.SiLU(), SE(4, 2), nn.Sigmoid())
+    model, again = make().eval(), make().eval()
+    x = torch.randn(2, 3, 9)
+    (done,) = fold_gates_(model, {"2": torch.rand(4)}, x)
+    assert not done.folded
+    slim_at_(again, slimmed(model))
+    again.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again(x), model(x))
 
 
 # --- the verb ---
