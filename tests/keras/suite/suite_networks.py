@@ -134,6 +134,8 @@ def _no_biases(network, model):
     network.bn1.running_mean += torch.from_numpy(model.get_layer("conv1_conv").get_weights()[1])
 
 
+# JAX updates running statistics twice where a model is called outside of fit.
+@only("tensorflow", "torch")
 def test_training_mode_agrees_too():
     """Norms as in PyTorch by their batch, but for n / (n - 1) in the running variance, which PyTorch has unbiased."""
     network = excite.create_model("resnet20", gate="se", in_channels=1, num_classes=4)
