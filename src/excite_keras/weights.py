@@ -61,8 +61,10 @@ def to_keras(
         data_format=data_format,
         classifier_activation=classifier_activation,
     )
-    moved = set()
+    moved, places = set(), {layer.name for layer in twin.layers}
     for module_name, key, weight in _weights(model):
+        if keras_name(module_name) not in places:
+            continue
         variable = getattr(twin.get_layer(keras_name(module_name)), weight.theirs)
         array = model.get_submodule(module_name).state_dict()[key].detach().cpu().numpy()
         variable.assign(to_keras_axes(array, weight.kind))
