@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -162,7 +164,7 @@ def test_copies_and_pickles_take_it_along(fused_calls: list[bool]) -> None:
         nn.init.zeros_(model.layer4[0].se.fc1.weight)
         blocks = [m for m in twin.modules() if "forward" in m.__dict__]
         assert len(blocks) == 8
-        assert all(b.forward.block is b for b in blocks)
+        assert all(b.forward.block() is b for b in blocks)
         fused_calls.clear()
         own = {id(p) for p in twin.parameters()}
         twin(IMAGES).sum().backward()
@@ -197,23 +199,47 @@ def test_hooks_of_containers_are_called(fused_calls: list[bool]) -> None:
     assert len(fused_calls) == 9
 
 
-def test_modules_may_change_afterwards(fused_calls: list[bool]) -> None:
+CHANGES = {
+    "a gate taken out": lambda block: setattr(block, "se", nn.Identity()),
+    "another norm": lambda block: setattr(block, "bn2", nn.GroupNorm(4, 64).double()),
+    "another activation": lambda block: setattr(block, "act2", nn.Tanh()),
+    "another function in the gate": lambda block: setattr(block.se, "gate", nn.Tanh()),
+    "a layer without its bias": lambda block: setattr(block.se.fc2, "bias", None),
+    "a weight that is computed": lambda block: nn.utils.parametrizations.weight_norm(block.se.fc1),
+    "a part in another mode": lambda block: block.bn2.eval(),
+    "a norm that stops counting": lambda block: setattr(block.bn2, "track_running_stats", False),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_modules_may_change_afterwards(change: str, fused_calls: list[bool]) -> None:
     model = _randomised(timm.create_model("seresnet18", num_classes=7))
     excite.fuse_training_(model, IMAGES)
     model(IMAGES)
+    CHANGES[change](model.layer1[0])
     plain = copy.deepcopy(model)
-    for network in (model, plain):
-        torch.manual_seed(0)
-        network.layer1[0].se = nn.Identity()
-        network.layer1[1].bn2 = nn.GroupNorm(4, 64).double()
-        network.layer2[0].act2 = nn.Tanh()
-        excite.swap_(network, "se", "eca", IMAGES)
     for module in plain.modules():
         module.__dict__.pop("forward", None)
     fused_calls.clear()
     ours = _trained(model, IMAGES)
-    assert fused_calls == [False] + [True] * 6  # the first has no gate; the second's norm is another
+    assert len(fused_calls) == (8 if "counting" in change else 7)
     _assert_same(ours, _trained(plain, IMAGES), 1e-9)
+
+
+def test_gates_may_be_swapped_and_the_blocks_fused_again(fused_calls: list[bool]) -> None:
+    model = _randomised(timm.create_model("seresnet18", num_classes=7))
+    excite.fuse_training_(model, IMAGES)
+    excite.swap_(model, "se", "eca", IMAGES)
+    fused_calls.clear()
+    model(IMAGES)
+    assert fused_calls == []
+    assert len(excite.fuse_training_(model, IMAGES)) == 8
+    fused_calls.clear()
+    ours = _trained(model, IMAGES)
+    assert fused_calls == [True] * 8
+    excite.detach_(model)
+    model.load_state_dict(dict(model.state_dict()))
+    assert len(ours[1]) == len([*model.parameters()]) + 1
 
 
 def test_norms_in_eval_mode_are_left(fused_calls: list[bool]) -> None:
@@ -272,36 +298,172 @@ def test_it_compiles() -> None:
     _assert_same(_trained(compiled, x), _trained(model, x), 2e-3)
 
 
-class _Untraceable(nn.Module):
+class _Block(nn.Module):
+    """A residual block whose forward is plain; the others' are not."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.bn = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.conv, self.bn, self.scale, self.calls = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), 1.0, 0
 
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(x) * self.scale) + x)
+
+
+class _ByValue(_Block):
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn(self.conv(x))
         return F.relu(y + x if x.sum() > 0 else y - x)
 
 
-class _Deceptive(_Untraceable):
+class _ByKind(_Block):
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn(self.conv(x))
-        return F.relu(y + x) if isinstance(x, fxlike) else F.relu(y + x) + 1
+        return F.relu(y + x) if isinstance(x, torch.fx.Proxy) else F.relu(y + x) + 1
 
 
-fxlike = torch.fx.Proxy
+class _WithoutGradient(_Block):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = self.conv(x)
+        return F.relu(self.bn(y) + x)
 
 
-def test_blocks_that_cannot_be_traced_are_left_with_the_reason() -> None:
-    good = torchvision.models.resnet.BasicBlock(3, 3)
-    model = nn.Sequential(_Untraceable(), _Deceptive(), good)
+class _Counting(_Block):
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return F.relu(self.bn(self.conv(x)) + x)
+
+
+class _ByChance(_Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if torch.rand(1).item() < 0.5 else F.relu(self.bn(self.conv(x)) + x)
+
+
+class _Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):  # noqa: ANN001, ANN205
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, dy):  # noqa: ANN001, ANN205
+        return -dy
+
+
+class _HandWritten(_Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(_Reversed.apply(x))) + x)
+
+
+class _Helped(_Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.helper(x)
+
+    def helper(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(x * torch.tensor(0.5))) + x)
+
+
+class _OverItsInput(_Block):
+    def forward(self, x: Tensor) -> Tensor:
+        x += self.bn(self.conv(x.clone()))
+        return F.relu(x)
+
+
+NOT_PLAIN = {
+    _ByValue: "its forward cannot be traced",
+    _ByKind: "traced, its outputs are not the same",
+    _WithoutGradient: "there is a with statement in its forward",
+    _Counting: "its forward writes to self.calls",
+    _ByChance: "its forward calls torch.rand",
+    _HandWritten: "its forward calls _Reversed.apply",
+    _Helped: "its forward calls torch.tensor",
+}
+
+
+@pytest.mark.parametrize("kind", NOT_PLAIN)
+def test_blocks_that_a_trace_does_not_show_are_left_with_the_reason(kind: type[_Block]) -> None:
+    model = nn.Sequential(kind(), _Block())
+    before = [set(vars(m)) for m in model.modules()]
+    torch.manual_seed(0)  # the block that chooses by chance runs in full
     found = excite.survey_tails(model, torch.rand(2, 3, 8, 8))
-    assert [site.module for site in found.sites] == ["2.bn2"]
-    assert {r.label: r.reason.partition(":")[0].partition(" (")[0] for r in found.refused} == {
-        "0": "its forward cannot be traced",
-        "1": "traced, it computes something else",
-    }
+    assert [site.module for site in found.sites] == ["1.bn"]
+    assert [(r.label, NOT_PLAIN[kind] in r.reason) for r in found.refused] == [("0", True)], found.refused
+    assert [set(vars(m)) for m in model.modules()] == before
     excite.fuse_training_(model, torch.rand(2, 3, 8, 8))
-    assert [isinstance(m.__dict__.get("forward"), TailForward) for m in model] == [False, False, True]
+    assert [isinstance(m.__dict__.get("forward"), TailForward) for m in model] == [False, True]
+
+
+def test_sums_over_the_input_stay_there() -> None:
+    model = nn.Sequential(_OverItsInput(), _Block())
+    assert [site.module for site in excite.survey_tails(model, torch.rand(2, 3, 8, 8)).sites] == ["1.bn"]
+
+
+def test_plain_attributes_may_change_afterwards(fused_calls: list[bool]) -> None:
+    model = _randomised(nn.Sequential(_Block(), _Block()))
+    x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    excite.fuse_training_(model, x)
+    model[0].scale = 3.0
+    plain = copy.deepcopy(model)
+    excite.detach_(plain)
+    fused_calls.clear()
+    _assert_same(_trained(model, x), _trained(plain, x), 1e-9)
+    assert fused_calls == [False]
+
+
+def test_a_block_alone_is_fused() -> None:
+    block = torchvision.models.resnet.BasicBlock(3, 3)
+    assert [site.module for site in excite.fuse_training_(block, torch.rand(2, 3, 8, 8))] == ["bn2"]
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["excite", "timm"])
+def test_passes_of_two_sizes_before_one_backward(own: bool) -> None:
+    """The one goes by modules, the other is fused, both through the same norms."""
+    model = excite.create_model("se_resnet18") if own else timm.create_model("seresnet18")
+    plain = copy.deepcopy(_randomised(model, torch.float32))
+    if own:
+        for module in plain.modules():
+            if hasattr(module, "impl"):
+                module.impl = "reference"
+    else:
+        excite.fuse_training_(model, IMAGES.float())
+    small, large = torch.rand(2, 3, 32, 32), torch.rand(4, 3, 128, 128)
+    losses = []
+    for network in (model, plain):
+        loss = network(small).square().mean() + network(large).square().mean()
+        loss.backward()
+        losses.append(float(loss.detach()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_functional_calls_and_transforms_take_the_modules(fused_calls: list[bool]) -> None:
+    model = _randomised(timm.create_model("seresnet18", num_classes=7))
+    plain = copy.deepcopy(model)
+    excite.fuse_training_(model, IMAGES)
+    fused_calls.clear()
+
+    def loss(parameters: dict[str, Tensor], network: nn.Module) -> Tensor:
+        buffers = {name: b.clone() for name, b in network.named_buffers()}
+        return torch.func.functional_call(network, (parameters, buffers), (IMAGES,)).square().sum()
+
+    found = []
+    for network in (model, plain):
+        parameters = {name: p.detach() for name, p in network.named_parameters()}
+        found.append((loss(parameters, network), torch.func.grad(loss)(parameters, network)["conv1.weight"]))
+    assert len(fused_calls) == 8  # the first, which transforms nothing
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-8 * theirs.abs().max()
+
+
+def test_a_network_is_freed_with_its_last_name() -> None:
+    model = torchvision.models.resnet18()
+    excite.fuse_training_(model, torch.rand(2, 3, 64, 64))
+    there = weakref.ref(model.layer1[0])
+    gc.collect()
+    gc.disable()
+    try:
+        del model
+        assert there() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

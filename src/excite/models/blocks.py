@@ -78,14 +78,15 @@ def normed_tail(
 ) -> Tensor:
     """``excite.ops.tail`` with the parameters and statistics of a batch norm."""
     assert isinstance(norm, BATCH_NORMS)
+    keeps = norm.track_running_stats or not norm.training
     return tail(
         x,
         shortcut,
         weight=norm.weight,
         bias=norm.bias,
-        running_mean=norm.running_mean,
-        running_var=norm.running_var,
-        num_batches_tracked=norm.num_batches_tracked,
+        running_mean=norm.running_mean if keeps else None,
+        running_var=norm.running_var if keeps else None,
+        num_batches_tracked=norm.num_batches_tracked if keeps else None,
         training=norm.training,
         momentum=norm.momentum,
         eps=norm.eps,

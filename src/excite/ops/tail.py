@@ -52,11 +52,15 @@ _WORTH = {True: 1 << 17, False: 1 << 19}
 
 
 def worth_fusing(x: Tensor, shortcut: Tensor | None, *, training: bool, gated: bool) -> bool:
-    """Whether "auto" fuses this tail on a CPU: training, on maps large enough, by compiled passes.
+    """Whether "auto" fuses this tail: on a CPU in training, on maps large enough, by compiled passes.
 
-    Anything that traces or transforms (torch.compile, torch.func, forward-mode derivatives, dispatch modes) gets the
-    reference, which it can look into.
+    Anything that transforms calls (torch.func, forward-mode derivatives, dispatch modes) gets the reference, which it
+    can look into; on a CPU torch.compile as well.
     """
+    if x.device.type == "cuda":
+        return (shortcut is None or shortcut.dtype == x.dtype) and (
+            torch.compiler.is_compiling() or not is_transformed()
+        )
     if torch.compiler.is_compiling() or not (training and torch.is_grad_enabled()):
         return False
     maps = [x] if shortcut is None else [x, shortcut]
@@ -72,13 +76,13 @@ def choose_tail_impl(
     descriptors: Sequence[str] = ("mean",),
     device: torch.device | None = None,
     *,
-    worth: bool = False,
+    worth: bool | None = None,
 ) -> str:
     """The implementation ``impl`` stands for on a device: "reference", "fused" or "triton".
 
-    For the descriptors that they have, "auto" is "triton" on a GPU that has it, and "fused" where that is ``worth`` it,
-    see ``worth_fusing``; else the reference. Without a device only what holds on every one is checked, and "auto" is
-    the reference.
+    For the descriptors that they have, "auto" is "triton" on a GPU that has it, and "fused" on others, where that is
+    ``worth`` it, see ``worth_fusing``; else the reference. ``worth=None`` is for tensors that are not known: a GPU's
+    are. Without a device only what holds on every one is checked, and "auto" is the reference.
 
     Raises:
         ValueError: an unknown ``impl``, one with a descriptor that needs a pass of its own ("max"), or "triton" where
@@ -89,7 +93,7 @@ def choose_tail_impl(
     other = set(descriptors) - FUSED_DESCRIPTORS
     if impl == "auto":
         on_gpu = device is not None and device.type == "cuda"
-        if on_gpu and not other and not _why_no_triton("cuda"):
+        if on_gpu and worth is not False and not other and not _why_no_triton("cuda"):
             return "triton"
         return "fused" if worth and not other else "reference"
     if impl != "reference" and other:
@@ -271,5 +275,8 @@ def _update_running(stats: _Stats, mu: Tensor, var: Tensor, values: int, factor:
         return
     with torch.no_grad():
         unbiased = var.detach() * (values / (values - 1))
+        # PyTorch's own batch norm saves them and moves them unseen: a pass before this one may still need its backward.
+        if not torch.compiler.is_compiling():
+            running_mean, running_var = running_mean.data, running_var.data
         running_mean.lerp_(mu.detach().to(running_mean.dtype), factor)
         running_var.lerp_(unbiased.to(running_var.dtype), factor)

@@ -48,7 +48,10 @@ def is_transformed() -> bool:
 def _refuse_second_derivative() -> None:
     # Not once_differentiable: its error waits on an edge that a path through the [N, C] middle goes around.
     if torch.is_grad_enabled():
-        raise UserError("the fused tail has no second derivative: give impl='reference' for create_graph=True")
+        raise UserError(
+            "the fused tail has no second derivative: for create_graph=True give impl='reference', or detach_ the "
+            "network if fuse_training_ made its tails"
+        )
 
 
 class PlainTail(torch.autograd.Function):

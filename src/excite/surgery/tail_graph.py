@@ -8,19 +8,21 @@ PyTorch traces or compiles.
 
 from __future__ import annotations
 
-import copy
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from excite.gates.base import hung_gate, is_watched
+from excite.gates.base import ATTACHED, hung_gate, is_watched
 from excite.models.base import GatedBlock
+from excite.surgery.plain_code import why_not_plain
 from excite.surgery.tails import ACT_MODULES, ACTS, ADDS, Step, Tail, is_own_norm, step_of
 
-__all__ = ["TailForward", "take_tails_out", "traced_tails"]
+__all__ = ["NotPlain", "TailForward", "TracedTails", "take_tails_out", "traced_tails"]
 
 
 @dataclass
@@ -45,21 +47,25 @@ class _Tracer(fx.Tracer):
         return module_qualified_name not in self.open_names
 
 
+class NotPlain(Exception):
+    """A forward that a trace would not show as it is, with the reason."""
+
+
 @dataclass
 class TracedTails:
     """A block's forward with its tails, as a function that takes the block first.
 
     Attributes:
         forward: the function.
-        tails: its tails by name of their norm, in the order of execution.
+        tails: its tails, in the order of execution.
         opened: names of the modules that it looks into; "" is the block.
-        kinds: classes of the children of each of them, by which a change is seen.
+        state: what of the block went into it, see ``_state_of``.
     """
 
     forward: Callable[..., Any]
     tails: list[Tail]
     opened: list[str]
-    kinds: list[type]
+    state: list[Any]
 
     def force(self, forced: bool) -> None:
         """Have maps of any size fused, or those alone where it is worth it."""
@@ -67,32 +73,62 @@ class TracedTails:
             tail.forced = forced
 
     def fits(self, block: nn.Module) -> bool:
-        """Whether the block still has the children that it had, and nobody waits for what it looks into."""
-        there = [block.get_submodule(name) if name else block for name in self.opened]
-        kinds = [type(c) for m in there for c in m._modules.values()]
-        return kinds == self.kinds and not any(map(is_watched, there[1:]))
+        """Whether the block still is what was traced, and nobody waits for what the trace goes around."""
+        try:
+            there = [block.get_submodule(name) for name in self.opened]
+        except AttributeError:
+            return False
+        return not any(map(is_watched, there[1:])) and _state_of(there) == self.state
+
+
+_SIMPLE = (bool, int, float, str, type(None), type, FunctionType, BuiltinFunctionType)
+
+
+def _state_of(opened: list[nn.Module]) -> list[Any]:
+    """What a trace has of modules: classes, modes and plain attributes; also of the gates' parts."""
+    state: list[Any] = []
+    for module in opened:
+        state.append(module.training)
+        state += [v for k, v in module.__dict__.items() if k[0] != "_" and k != "training" and isinstance(v, _SIMPLE)]
+        for child in module._modules.values():
+            state.append(type(child))
+            # Parts of a small module: a gate's layers are read once, its weights each time.
+            for name, part in () if child is None or isinstance(child, nn.Sequential) else child._modules.items():
+                if not name.startswith(ATTACHED):  # gates that hang are looked for at each call
+                    own = () if part is None else [k for k, p in part._parameters.items() if p is not None]
+                    state += [type(part), own]
+    return state
 
 
 def traced_tails(block: nn.Module) -> TracedTails | None:
     """The forward that a block has in training, with tails; None where it has none.
 
     Raises:
+        NotPlain: its code does what a trace does not show.
         Exception: whatever tracing this forward raises.
     """
-    graph, opened = _opened(block)
-    with torch.random.fork_rng(devices=[]):  # what a gate is is found out by drawing weights
-        chains = _chains(block, graph)
+    before = set(block.__dict__)
+    try:
+        graph, names = _opened(block)
+        with torch.random.fork_rng(devices=[]):  # what a gate is is found out by drawing weights
+            chains = _chains(block, graph)
+    finally:
+        constants = set(block.__dict__) - before
+        for name in constants:  # a trace leaves constants on what it traces
+            del block.__dict__[name]
     if not chains:
         return None
+    opened = ["", *sorted(names)]
+    there = [block.get_submodule(name) for name in opened]
+    reasons = [reason for module in there if (reason := why_not_plain(module)) is not None]
+    if reasons or constants:
+        raise NotPlain(reasons[0] if reasons else "there are tensors in its forward that are no parameters")
     for chain in chains:
         _put(graph, chain)
     code = graph.python_code("self")
     space = dict(code.globals)
     exec(code.src, space)  # fx writes it out of the graph
-    names = ["", *sorted(opened)]
-    there = [block.get_submodule(name) if name else block for name in names]
-    kinds = [type(c) for m in there for c in m._modules.values()]
-    return TracedTails(space["forward"], [c.tail for c in chains], names, kinds)
+    return TracedTails(space["forward"], [c.tail for c in chains], opened, _state_of(there))
 
 
 def _opened(block: nn.Module) -> tuple[fx.Graph, set[str]]:
@@ -148,6 +184,11 @@ def _chains(block: nn.Module, graph: fx.Graph) -> list[_Chain]:
     return [chain for chain in found if chain.add is None or taken[chain.add] is chain]
 
 
+def _writes_other(add: fx.Node, branch: fx.Node) -> bool:
+    """Whether an addition writes over its other operand."""
+    return ADDS[add.target] and add.args[0] is not branch
+
+
 def _rank(chain: _Chain) -> tuple[bool, bool]:
     assert chain.add is not None
     operand = chain.nodes[chain.nodes.index(chain.add) - 1]
@@ -170,7 +211,7 @@ def _chain(block: nn.Module, start: fx.Node, norm: nn.Module) -> _Chain | None:
                 break
             steps.append(step)
             chain.steps.append(node)
-        elif chain.add is None and _adds(node) and not node.kwargs:
+        elif chain.add is None and _adds(node) and not node.kwargs and not _writes_other(node, chain.nodes[-1]):
             chain.add, chain.tail.adds_in_place = node, ADDS[node.target]
         else:
             break
@@ -205,30 +246,46 @@ def _put(graph: fx.Graph, chain: _Chain) -> None:
 class TailForward:
     """A block's forward with tails, kept in the block's ``__dict__``.
 
+    A block that is changed afterwards runs the forward that it had.
+
     Args:
-        block: the block.
+        block: the block, which is not kept alive.
         traced: its tails; they hold nothing of the block, so that copies share them.
     """
 
     def __init__(self, block: nn.Module, traced: TracedTails | None) -> None:
-        self.block, self.traced = block, traced
+        self.block, self.traced, self.waits = weakref.ref(block), traced, False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the block returns."""
-        block = self.block
+        block = self.block()
+        assert block is not None
         if block.training and not torch.compiler.is_compiling() and torch._C._get_tracing_state() is None:
-            if self.traced is None or not self.traced.fits(block):
-                self.traced = traced_tails(block)
-            if self.traced is not None:
+            if self.waits:
+                self.waits, self.traced = False, traced_tails(block)
+            if self.traced is not None and self.traced.fits(block):
                 return self.traced.forward(block, *args, **kwargs)
         return type(block).forward(block, *args, **kwargs)
 
+    @property
+    def fits(self) -> bool:
+        """Whether the block still is what was traced."""
+        block = self.block()
+        return self.waits or (block is not None and self.traced is not None and self.traced.fits(block))
+
     def __deepcopy__(self, memo: dict[int, Any]) -> TailForward:
-        return TailForward(copy.deepcopy(self.block, memo), self.traced)
+        block = self.block()
+        assert block is not None
+        twin = TailForward(memo.get(id(block), block), self.traced)
+        twin.waits = self.waits
+        return twin
 
     def __getstate__(self) -> dict[str, Any]:
         # Code made of a graph is made anew where a pickle is read.
-        return {**self.__dict__, "traced": None}
+        return {"block": self.block(), "waits": self.fits}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.block, self.traced, self.waits = weakref.ref(state["block"]), None, state["waits"]
 
 
 def take_tails_out(model: nn.Module) -> int:

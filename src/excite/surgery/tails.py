@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from excite.gates import Gate
@@ -23,6 +23,7 @@ from excite.gates.base import hung_gate, is_watched
 from excite.models.blocks import BATCH_NORMS, normed_tail
 from excite.ops import choose_tail_impl
 from excite.ops.tail import worth_fusing
+from excite.ops.tail_functions import is_transformed
 from excite.surgery.zoo_gates import read_gate
 
 __all__ = ["ACTS", "ACT_MODULES", "ADDS", "Step", "Tail", "is_own_norm", "step_of"]
@@ -49,25 +50,23 @@ class _Borrowed:
     """
 
     def __init__(self, module: nn.Module, gate: Gate) -> None:
-        self.names = [name for name, _ in module.named_parameters()]
-        self.descriptors = gate.descriptors
-        self.shapes = {key: value.shape for key, value in gate.named_parameters()}
-        self.middle = _Middle(gate.to("meta"))
+        self.parameters = [attrgetter(name) for name, _ in module.named_parameters()]
+        self.gate, self.descriptors = gate.to("meta"), gate.descriptors
 
     def bound(self, module: nn.Module) -> Excite:
         """The middle with the parameters of this module."""
-        given = zip(self.shapes.items(), map(module.get_parameter, self.names), strict=True)
-        parameters = {f"gate.{key}": value.reshape(shape) for (key, shape), value in given}
-        return lambda z: functional_call(self.middle, parameters, (z,))
+        given = iter([parameter(module) for parameter in self.parameters])
+        return _lent(self.gate, given).excite
 
 
-class _Middle(nn.Module):
-    def __init__(self, gate: Gate) -> None:
-        super().__init__()
-        self.gate = gate
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.gate.excite(z)
+def _lent(module: Any, given: Iterator[Tensor]) -> Any:
+    """A module like this one with these tensors as its parameters; nothing is written to the one there is."""
+    twin = object.__new__(type(module))
+    twin.__dict__.update(module.__dict__)
+    own = module._parameters.items()
+    twin.__dict__["_parameters"] = {k: None if p is None else next(given).reshape(p.shape) for k, p in own}
+    twin.__dict__["_modules"] = {k: _lent(child, given) for k, child in module._modules.items()}
+    return twin
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,7 @@ class Tail:
         norm: name of its norm.
         act: "relu", "silu" or "none".
         forced: fuse whatever the size of the map, to check it.
+        shape: of the map that it was last called with while forced.
     """
 
     __name__ = "tail"  # what the generated code calls it
@@ -95,13 +95,16 @@ class Tail:
     def __init__(self, norm: str, steps: tuple[Step, ...], act: str, adds_in_place: bool) -> None:
         self.norm, self.steps, self.act, self.adds_in_place = norm, steps, act, adds_in_place
         self.forced = False
+        self.shape: tuple[int, ...] = ()
 
     def __call__(
         self, norm: nn.Module, steps: list[nn.Module], act: nn.Module | None, x: Tensor, shortcut: Tensor | None
     ) -> Tensor:
         """``act(steps(norm(x)) + shortcut)``."""
-        middle = self._middle(norm, steps, x, shortcut)
-        if middle is None or (act is not None and (type(act) not in ACT_MODULES or is_watched(act))):
+        if self.forced:
+            self.shape = tuple(x.shape)
+        middle = None if is_transformed() else self._middle(norm, steps, x, shortcut)
+        if middle is None or (act is not None and (ACT_MODULES.get(type(act)) != self.act or is_watched(act))):
             return self._by_modules(norm, steps, act, x, shortcut)
         excite, descriptors = middle
         worth = self.forced or worth_fusing(x, shortcut, training=norm.training, gated=excite is not None)
@@ -116,12 +119,13 @@ class Tail:
         """What scales channels and images between norm and addition, and what it reads; None where no tail has it."""
         if not is_own_norm(norm) or is_watched(norm, gate_aside=True):
             return None
-        if not isinstance(x, Tensor) or (shortcut is not None and shortcut.shape != x.shape):
+        if not 3 <= x.dim() <= 5 or (shortcut is not None and shortcut.shape != x.shape):
             return None
         gates: list[nn.Module | None] = [hung_gate(norm)]
         excite: Excite | None = None
         drops = []
         for module, step in zip(steps, self.steps, strict=True):
+            before = len(gates)
             if type(module) is not step.kind or is_watched(module, gate_aside=True):
                 return None
             if step.role == "drop":
@@ -134,7 +138,7 @@ class Tail:
             elif step.role is None:
                 gates.append(module)
             gates.append(hung_gate(module))
-            if drops and gates[-1] is not None:
+            if drops and any(gate is not None for gate in gates[before:]):
                 return None  # a gate sees what was dropped
         there = [gate for gate in gates if gate is not None]
         if len(there) > 1:
@@ -191,6 +195,8 @@ def step_of(module: nn.Module, channels: int) -> Step | None:
         return Step(type(module), "drop")
     if isinstance(module, Gate):
         return Step(type(module), None)
+    if any(True for _ in module.buffers()) or _drops(module):
+        return None  # what is read are weights, and what a gate does in eval mode
     gate = read_gate(_unheard(module), channels)
     return None if gate is None else Step(type(module), _Borrowed(module, gate))
 
@@ -202,3 +208,7 @@ def _unheard(module: nn.Module) -> nn.Module:
         for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks):
             hooks.clear()
     return twin
+
+
+def _drops(module: nn.Module) -> bool:
+    return any(isinstance(m, nn.modules.dropout._DropoutNd) for m in module.modules())
