@@ -80,7 +80,7 @@ def class_gate():
     return gate
 
 
-def images(n, seed=0, noise=0.2):
+def images(n, seed=0, noise=0.35):
     """n images and labels; with so much noise about one in twenty is classified wrongly."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % CLASSES
