@@ -202,6 +202,7 @@ def test_gates_take_the_policy_of_their_layer():
     assert gate.compute_dtype == "float16" and gate.variable_dtype == "float32"
 
 
+@only("tensorflow", "torch")  # JAX takes a minute to compile the step
 def test_a_gated_model_is_saved_and_trained_further(tmp_path):
     model = keras.models.clone_model(tiny())
     model.compile("sgd", "mse")
