@@ -54,7 +54,9 @@ def run_tail(
     fits = type(norm) in BATCH_NORMS and (inner is None or isinstance(inner, Gate)) and not both
     watched = is_watched(norm, gate_aside=True) or (inner is not None and is_watched(inner))
     by_modules = impl == "auto" and (not fits or watched)
-    worth = not by_modules and worth_fusing(x, shortcut, training=norm.training, gated=inner is not None)
+    worth = (
+        impl == "auto" and not by_modules and worth_fusing(x, shortcut, training=norm.training, gated=inner is not None)
+    )
     impl = "reference" if by_modules else choose_tail_impl(impl, descriptors, x.device, worth=worth)
     if impl == "reference":
         return _by_modules(norm, gate, x, shortcut, act)
