@@ -1,20 +1,31 @@
-"""Writes the README's table from the comparison that stands in experiments/, between its two marks.
+"""Write the README's tables: of the comparison that stands in experiments/, and of speeds in benchmarks/results.
 
-With ``--check`` it only says whether the table is up to date: exit code 1 where it is not.
+    python scripts/readme_table.py [--check]
+
+Prints nothing where the page is as it should be. ``--check`` changes nothing and fails where it is not.
 """
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
+
+from page_writer import filled, run
+from performance_page import newest, where
 
 from excite.experiment import GateResult, read_comparison
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "experiments" / "fashion-mnist-mini" / "comparison.json"
 README = ROOT / "README.md"
-MARKS = "<!-- table: scripts/readme_table.py -->\n", "<!-- end of table -->\n"
+
+# What is shown of the rows of benchmarks/inference.py, in the README's words.
+SPEEDS = {
+    "timm SE over timm plain": "timm's SE-ResNet-50 over timm's ResNet-50",
+    "ours fused, SE, over timm plain": "ours, fused, over timm's ResNet-50",
+    "ours fused, SE over plain": "ours, fused, over our ResNet-50, fused",
+    "timm's SE fused over timm plain": "timm's SE-ResNet-50, fused by excite, over timm's ResNet-50",
+}
 COLUMNS = ("gate", "accuracy, %", "against plain, points", "finding", "parameters", "latency", "training step")
 HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n"
 
@@ -44,16 +55,23 @@ def row(result: GateResult) -> str:
     return f"| {name} | {100 * accuracy.mean:.2f}{half} | {against} | {finding} | {costs} |\n"
 
 
-def main() -> int:
-    text = README.read_text()
-    pattern = re.compile(re.escape(MARKS[0]) + ".*?" + re.escape(MARKS[1]), re.DOTALL)
-    assert len(pattern.findall(text)) == 1, "the README lost its marks"
-    new = pattern.sub(lambda _: f"{MARKS[0]}{table()}{MARKS[1]}", text)
-    if "--check" in sys.argv[1:]:
-        return int(new != text)
-    README.write_text(new)
-    return 0
+def speeds() -> str:
+    """What SE costs ResNet-50 at inference and in training, as ratios of times."""
+    rows = newest("inference")
+    found = {(row["network"], row["what"], row["batch_size"]): row["ratio"]["p50"] for row in rows}
+    sizes = sorted({row["batch_size"] for row in rows})
+    lines = [[said, *(f"{found['resnet50', what, n]:.2f}" for n in sizes), ""] for what, said in SPEEDS.items()]
+    steps = {(row["what"], row["over"]): row["ratio"]["p50"] for row in newest("tail_training")}
+    for line, names in (
+        (0, ("timm seresnet50", "timm resnet50")),
+        (1, ("excite se_resnet50", "timm resnet50")),
+        (2, ("excite se_resnet50", "excite resnet50")),
+    ):
+        lines[line][-1] = f"{steps[names]:.2f}"
+    head = ["time, as a multiple", *(f"batch {n}" for n in sizes), "training step (not fused)"]
+    table = "".join(f"| {' | '.join(cells)} |\n" for cells in [head, ["---"] + ["---:"] * (len(head) - 1), *lines])
+    return f"{table}\n{where(rows).partition(';')[0]}; medians, measured in turns.\n"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(__doc__, README, lambda page: filled(page, {"comparison": table, "speed": speeds})))
