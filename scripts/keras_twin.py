@@ -4,9 +4,11 @@
 
 The recipe and the twin's accuracies are read from a comparison that was run (experiments/fashion-mnist-mini).
 From it, and equal to the last bit: the initial weights of each seed, the order of the images, their shifts and flips,
-and the learning rate of each step. From Keras: the network, its norms and gates, the gradients, the optimizer. What
-differs by Keras' own definitions: the momentum holds steps, not gradients, so that it follows a changing learning rate
-later; and the norms' running variance is the batch's own, without n / (n - 1).
+and the learning rate of each step. From Keras: the network, its norms and gates, the gradients, the optimizer.
+
+PyTorch's momentum is a sum of gradients, which the step's learning rate multiplies; that of keras.optimizers.SGD is a
+sum of steps, each with the learning rate of its time: another recipe where the rate changes. The recipe's own is the
+default; `--momentum steps` trains with Keras' SGD as it is. The norms' running variance is Keras', without n / (n - 1).
 
 The result holds every epoch of every seed. Written after each seed; seeds that stand there are not trained again.
 """
@@ -41,7 +43,7 @@ __all__ = ["main", "run_seed"]
 
 ROOT = Path(__file__).parents[1]
 TWIN = ROOT / "experiments" / "fashion-mnist-mini" / "comparison.json"
-OUT = ROOT / "experiments" / "keras-twin" / "result.json"
+OUT = ROOT / "experiments" / "keras-twin"
 
 
 def network_of(config: TrainConfig, data: DataSet) -> Any:
@@ -49,24 +51,42 @@ def network_of(config: TrainConfig, data: DataSet) -> Any:
     return to_keras(build_network(config, data).network, image_size=data.image_size)
 
 
-def compiled(model: Any, config: TrainConfig) -> Any:
+class GradientMomentum(keras.optimizers.SGD):
+    """SGD whose momentum is a sum of gradients, as PyTorch's."""
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """One variable's step."""
+        held = self.momentums[self._get_variable_index(variable)]
+        self.assign(held, self.momentum * held + gradient)
+        step = gradient + self.momentum * held if self.nesterov else held
+        self.assign_sub(variable, learning_rate * step)
+
+
+# By what the momentum is a sum of.
+OPTIMIZERS = {"gradients": GradientMomentum, "steps": keras.optimizers.SGD}
+
+
+def compiled(model: Any, config: TrainConfig, momentum: str) -> Any:
     """The model with the recipe's optimizer and decay, an L2 penalty on all but 1-d weights as PyTorch's SGD has it."""
     for weight in model.trainable_variables:
         if len(weight.shape) > 1 or config.decay_norms:
             weight.regularizer = keras.regularizers.L2(config.weight_decay / 2)
-    optimizer = keras.optimizers.SGD(config.lr, momentum=config.momentum, nesterov=config.nesterov)
+    optimizer = OPTIMIZERS[momentum](config.lr, momentum=config.momentum, nesterov=config.nesterov)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)  # compiling costs more than it gives here
     return model
 
 
-def run_seed(config: TrainConfig, data: DataSet, *, steps: int | None = None) -> dict[str, Any]:
+def run_seed(
+    config: TrainConfig, data: DataSet, *, steps: int | None = None, momentum: str = "gradients"
+) -> dict[str, Any]:
     """Train one seed.
 
     Args:
         config: recipe, gate and seed.
         data: the images.
         steps: stop each epoch after so many steps (a trial); None trains on all.
+        momentum: a key of ``OPTIMIZERS``.
 
     Returns:
         seed, val_top1 of the last epoch, epochs (train_loss holds the decay's penalty), seconds.
@@ -75,7 +95,7 @@ def run_seed(config: TrainConfig, data: DataSet, *, steps: int | None = None) ->
         AssertionError: the trained Keras network and its PyTorch twin give different logits.
     """
     started = time.perf_counter()
-    model = compiled(network_of(config, data), config)
+    model = compiled(network_of(config, data), config, momentum)
     loader = make_loader(data.train, data, config.batch_size, train=True, seed=config.seed)
     whole = len(loader)
     rows = []
@@ -171,8 +191,10 @@ def main() -> int:
     parser.add_argument("--gate", default="se", help="a gate that the comparison has")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to this, less one")
     parser.add_argument("--steps", type=int, help="stop each epoch after so many steps: a trial, which writes nothing")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--momentum", choices=OPTIMIZERS, default="gradients", help="what it is a sum of")
+    parser.add_argument("--out", type=Path, help="the file; experiments/keras-twin/MOMENTUM.json unless given")
     arguments = parser.parse_args()
+    out = arguments.out or OUT / f"{arguments.momentum}.json"
     twin = json.loads(TWIN.read_text(encoding="utf-8"))
     known = TrainConfig.__dataclass_fields__
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in twin["config"].items() if k in known}
@@ -182,23 +204,24 @@ def main() -> int:
         "kind": "excite.keras_twin",
         "schema_version": 1,
         "config": settings,
+        "momentum": arguments.momentum,
         "backend": keras.config.backend(),
         "versions": versions(),
         "machine": describe_machine("cpu"),
         "runs": [],
     }
-    if arguments.out.exists() and arguments.steps is None:
-        result["runs"] = json.loads(arguments.out.read_text(encoding="utf-8"))["runs"]
+    if out.exists() and arguments.steps is None:
+        result["runs"] = json.loads(out.read_text(encoding="utf-8"))["runs"]
     done = {run["seed"] for run in result["runs"]}
     for seed in range(arguments.seeds):
         if seed in done:
             continue
-        run = run_seed(TrainConfig(**settings, seed=seed), data, steps=arguments.steps)
+        run = run_seed(TrainConfig(**settings, seed=seed), data, steps=arguments.steps, momentum=arguments.momentum)
         result["runs"].append(run)
         result["summary"] = summary(result["runs"], twin, arguments.gate)
         if arguments.steps is None:
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result["summary"], indent=1))
     return 0
 
