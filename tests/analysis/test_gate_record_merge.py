@@ -133,7 +133,7 @@ torch.set_num_threads(1)
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method="file://" + {out!r} + "store", rank=rank, world_size=2)
 from planted import planted, planted_images
-from test_record_merge import IMAGES, recorded
+from test_gate_record_merge import IMAGES, recorded
 
 recorded(planted(), planted_images(IMAGES), np.arange(IMAGES)[rank::2]).gathered().save({out!r} + str(rank))
 dist.destroy_process_group()
