@@ -96,6 +96,13 @@ def test_importing_the_core_loads_torch_alone():
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
+@pytest.mark.parametrize("room", ["surgery", "cost", "analysis", "deploy", "experiment"])
+def test_no_room_loads_the_compiler(room):
+    """In a process with TensorFlow, loading Triton ends it."""
+    code = f"import sys, excite.{room}; assert not {{'triton', 'torch._dynamo'}} & set(sys.modules), list(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_the_public_face_is_whole():
     assert set(excite._HOMES) == set(excite.__all__)
     for name in excite.__all__:

@@ -215,7 +215,7 @@ def test_the_tolerance_is_the_networks_own_rounding_where_that_is_more(tmp_path)
     network = lively(tiny())
     with torch.no_grad():
         network[-1].weight[1:] = network[-1].weight[0]
-        network[-1].weight += 1e-7 * torch.randn(4, 8)
+        network[-1].weight += 3e-6 * torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
     difference = nn.Linear(4, 2, bias=False)
     with torch.no_grad():
         difference.weight.copy_(torch.tensor([[1e4, -1e4, 0, 0], [0, 0, 1e4, -1e4]]))
@@ -277,6 +277,11 @@ class Deciding(nn.Module):
         return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
 
 
+class Random(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3)) + torch.rand(1)
+
+
 class Infinite(nn.Module):
     def forward(self, x):
         return x.mean((2, 3)) / 0
@@ -294,9 +299,15 @@ MISTAKES = {
     "channels": ({"example": torch.zeros(2, 5, 8, 8)}, "Sequential does not take the example"),
     "outputs": ({"model": Two().eval()}, "one tensor; Two gave a tuple"),
     "infinite": ({"model": Infinite().eval()}, "Infinite gave numbers that are not finite"),
+    "random": ({"model": Random().eval()}, "Random gives other outputs for the same images"),
+    "no std": ({"preprocessing": {"mean": [0.5] * 3}}, "preprocessing has std=None: give a number for each of the 3"),
+    "few means": ({"preprocessing": {"mean": [0.5], "std": [1] * 3}}, r"has mean=\[0.5\]: give a number for each"),
     "classes": ({"classes": ("a", "b")}, r"2 class names for outputs of shape \(2, 4\)"),
     "tolerance": ({"tolerance": 0}, "give a number above 0"),
-    "preprocessing": ({"preprocessing": {"mean": {1}}}, "preprocessing of an exported file must be JSON-able"),
+    "preprocessing": (
+        {"preprocessing": {"mean": {1}, "std": {1}}},
+        "preprocessing of an exported file must be JSON-able",
+    ),
     "values": ({"model": Deciding().eval()}, "Deciding cannot be exported by torch.export: "),
 }
 

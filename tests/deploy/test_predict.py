@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import pytest
 import torch
@@ -60,6 +61,7 @@ def photos(tmp_path_factory):
     picture(32, 32).save(folder / "below" / "c, d.png")
     (folder / "broken.jpg").write_bytes((folder / "a.jpg").read_bytes()[:200])
     (folder / "notes.txt").write_text("no picture")
+    os.mkfifo(folder / "pipe.png")
     return folder
 
 

@@ -338,3 +338,14 @@ def test_a_gate_that_runs_twice_is_kept():
     (gate,) = result.report.gates
     assert gate.outcome == "kept" and gate.reason == "it runs several times in a forward pass"
     assert np.isfinite(gate.loss_change)
+
+
+def test_what_proves_nothing_is_refused(network):
+    good, few = batches(40), batches(8, 1)
+    with pytest.raises(UserError, match="validation gave no image"):
+        slim(network, good, [], max_drop=1, rounds=0)
+    with pytest.raises(UserError, match=r"max_drop='1': .* from 0 and below 100"):
+        slim(network, good, few, max_drop="1", rounds=0)
+    images, labels = few[0][:2]
+    with pytest.raises(UserError, match="not finite"):
+        slim(network, good, [(images * float("nan"), labels)], max_drop=99, rounds=0)

@@ -62,7 +62,8 @@ def collected(
         settings: for ``Explanation.settings``; with "level" and "seed".
         device: where the network ran.
         show_classes: names of the classes to draw; none chooses.
-        permutations: deals of the labels in the test of specificity.
+        permutations: deals of the labels in the test of specificity; more where there are many gates, so that each can
+            be told from chance after Holm's correction. 0 tests nothing.
         image_name: names an image that the record has no name for, by its index.
 
     Raises:
@@ -74,7 +75,9 @@ def collected(
         )
     level = float(settings["level"])
     shown, listed = classes_to_show(record, show_classes), images_to_list(record)
-    found = specificity(record, permutations=permutations, level=level, seed=int(settings["seed"]))
+    # The smallest p is 1 / (deals + 1), and Holm's procedure multiplies it by the number of gates.
+    deals = permutations and max(permutations, math.ceil(4 * len(record.sites) / (1 - level)))
+    found = specificity(record, permutations=deals, level=level, seed=int(settings["seed"]))
     gates = tuple(_summary(site, of, knocked) for site, of in zip(record.sites, found, strict=True))
     details = gate_details(record, shown, listed)
     known = bool((record.images.predicted >= 0).all())

@@ -26,7 +26,7 @@ class ExplainConfig(Settings):
         knock_out: replace each gate by its mean, by 1 and by what it gives for another image, and see what is lost;
             takes three times the sample's images for each gate.
         pictures: put small pictures of images into the page.
-        permutations: how often labels are dealt out at random to test specificity.
+        permutations: how often labels are dealt out at random to test specificity, at least; more for many gates.
         level: coverage of the intervals.
         seed: of every random choice.
         download: fetch a data set that is not on this machine.

@@ -65,7 +65,7 @@ def explain(
         show_classes: names of the classes to draw; none is all, or up to 20 spread over the list.
         knock_out: replace each gate by its mean, by 1 and by what it gives for another image, and see what is lost.
         pictures: put small pictures into the page, stretched from each input's smallest number to its largest.
-        permutations: how often labels are dealt out at random to test specificity.
+        permutations: how often labels are dealt out at random to test specificity, at least; more for many gates.
         level: coverage of the intervals.
         seed: of every random choice.
         name: what the page calls the network; None is its class.

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.flop_counter import flop_registry
 
 from excite.cost.usage import OpCost
 from excite.errors import UserError
@@ -235,6 +234,9 @@ def _operations(
     family: str, packet: Any, args: Any, kwargs: dict[str, Any], out: Any, read: list[Tensor], written: list[Tensor]
 ) -> int:
     if family in ("conv", "linear"):
+        # It loads PyTorch's compiler, which not every process bears.
+        from torch.utils.flop_counter import flop_registry
+
         if packet in flop_registry:
             return int(flop_registry[packet](*args, **kwargs, out_val=out)) // 2
         return int(args[0].numel())  # mv and dot, which torch has no formula for

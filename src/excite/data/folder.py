@@ -84,12 +84,12 @@ def load_folder(path: str, *, image_size: int | None = None, seed: int = 0, bad_
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """The pictures in a folder and below, by name; links are followed, hidden names and other files passed over.
+    """The pictures in a folder and below, by name; links are followed, hidden names and what is no file passed over.
 
     Raises:
         UserError: a folder that cannot be listed.
     """
-    return sorted(file for file in _walk(folder, frozenset()) if file.suffix.lower() in _SUFFIXES)
+    return sorted(f for f in _walk(folder, frozenset()) if f.suffix.lower() in _SUFFIXES and f.is_file())
 
 
 def _layout(root: Path, notes: list[str]) -> tuple[Path, Path | None]:

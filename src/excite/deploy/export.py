@@ -26,6 +26,9 @@ from excite.training.progress import say
 
 __all__ = ["Exported", "export", "export_file", "runtime_for"]
 
+# However much a network rounds by itself, a file that differs by more than this share is another network.
+_MOST = 0.1
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -83,7 +86,7 @@ def export(
         preprocessing: how an image becomes an input, as checkpoints hold it and ``DataSet.preprocessing()`` says it.
         classes: names of the classes, by output.
         tolerance: largest difference that is allowed, as a share of the largest output; None is 1e-4, or ten times
-            the network's own rounding (float32 against float64) where that is more.
+            the network's own rounding (float32 against float64) where that is more, up to 10 %.
 
     Returns:
         The path.
@@ -135,6 +138,7 @@ def export_file(
     runtime.require()
     model = unwrapped(model)
     _check_network(model, example, runtime, len(classes))
+    _check_normalisation(preprocessing or {"mean": [0] * example.shape[1], "std": [1] * example.shape[1]}, example)
     sizes = find_sizes(model, example)
     program = _program(model, example, sizes)
     if runtime.runs_code:  # programs of PyTorch also refuse what they were not traced for
@@ -158,7 +162,7 @@ def export_file(
         loaded = runtime.load(part)
         assert Manifest.read(loaded.entries, part) == manifest
         found = compare_outputs(loaded.run, unwrapped(reference or model), example, sizes, preprocessing)
-        allowed = max(1e-4, 10 * found.rounding) if tolerance is None else tolerance
+        allowed = max(1e-4, min(10 * found.rounding, _MOST)) if tolerance is None else tolerance
         worst = max(found.comparisons, key=lambda comparison: comparison.difference)
         if not worst.difference <= allowed:
             raise UserError(
@@ -204,14 +208,26 @@ def _check_network(model: nn.Module, example: Tensor, runtime: Runtime, classes:
         raise UserError(f"the example must be images [N, C, *S] with 1 to 3 spatial axes; got {tuple(example.shape)}")
     with torch.no_grad():
         try:
-            y = model(example)
+            y, again = model(example), model(example)
         except (RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"{type(model).__name__} does not take the example: {error}") from error
     if not isinstance(y, Tensor) or not torch.isfinite(y).all():
         found = "numbers that are not finite" if isinstance(y, Tensor) else f"a {type(y).__name__}"
         raise UserError(f"export takes networks that give one tensor; {type(model).__name__} gave {found}")
+    if not torch.allclose(y, again, rtol=1e-4, atol=1e-4 * float(y.abs().max())):
+        raise UserError(f"{type(model).__name__} gives other outputs for the same images: nothing could be compared")
     if classes and y.shape[1:] != (classes,):
         raise UserError(f"{classes} class names for outputs of shape {tuple(y.shape)}: give one a column")
+
+
+def _check_normalisation(preprocessing: Mapping[str, Any], example: Tensor) -> None:
+    for key in ("mean", "std"):
+        held = preprocessing.get(key)
+        if held is None or (isinstance(held, list | tuple) and len(held) != example.shape[1]):
+            raise UserError(
+                f"preprocessing has {key}={held!r}: give a number for each of the {example.shape[1]} channels "
+                "(DataSet.preprocessing() has them)"
+            )
 
 
 class _Named(nn.Module):

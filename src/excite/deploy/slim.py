@@ -8,6 +8,7 @@ by both networks, and say what is proven.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -66,14 +67,17 @@ def slim(
     beside it (``fold_gates_``). In eval mode the result computes what the network would with those means.
 
     Args:
-        model: a classifier with gates, of ``excite``, attached, timm's or torchvision's; it is left as it is.
+        model: a classifier with gates, of ``excite``, attached, timm's or torchvision's, in either mode; it is left as
+            it is.
         calibration: batches (images, labels), each image once, as the network takes them; gone through many times, so a
             list or a loader, no generator. Images the network was not trained on tell most.
-        validation: batches of other images; gone through once, at the end.
+        validation: batches of other images (that they are others is for you to see to); gone through once, at the
+            end, so a generator will do.
         max_drop: the fall of accuracy that is allowed, in percentage points.
         level: confidence of what is proven, and of every interval.
-        cautious: stop as soon as the calibration images do not prove any more that the fall is at most ``max_drop``;
-            otherwise as soon as they show a larger one. Fewer gates go, and more is likely to be proven of them.
+        cautious: a gate stays where, with it gone, the calibration images would not prove that the fall is at most
+            ``max_drop``; otherwise only where they would show a larger one. Fewer gates go, and more is likely to be
+            proven of them.
         rounds: how often gates and networks are timed; 0 times nothing, and bytes of maps say what a gate costs.
         progress: show progress bars.
 
@@ -125,8 +129,13 @@ def _check(calibration: Iterable[Any], validation: Iterable[Any], max_drop: floa
         raise UserError("calibration can be gone through only once: give a list of batches or a loader")
     if calibration is validation:
         raise UserError("calibration and validation are the same: what was chosen on images cannot be proven on them")
-    if not 0 <= max_drop < 100:
-        raise UserError(f"max_drop={max_drop}: the allowed fall of accuracy in percentage points, 0 to 100, as 0.5")
+    if isinstance(max_drop, bool) or not isinstance(max_drop, int | float) or not 0 <= max_drop < 100:
+        raise UserError(
+            f"max_drop={max_drop!r}: the allowed fall of accuracy in percentage points, from 0 and below 100, as 0.5"
+        )
+    with contextlib.suppress(TypeError):
+        if not len(validation):  # type: ignore[arg-type]
+            raise UserError("validation gave no image: nothing can be proven")
     if not 0.5 < level < 1:
         raise UserError(f"level={level}: a confidence lies between 0.5 and 1, for example 0.95")
     if rounds < 0:
@@ -233,7 +242,10 @@ def _first_image(batches: Iterable[Any], model: nn.Module) -> Tensor:
 @torch.no_grad()
 def _right(model: nn.Module, batch: Checked) -> NDArray[np.bool_]:
     """Whether each image of a batch is classified rightly, [N]."""
-    scores = scores_of(model(batch.images), batch.labels)
+    logits = model(batch.images)
+    if isinstance(logits, Tensor) and not torch.isfinite(logits).all():
+        raise UserError("the network gives numbers that are not finite on these images: nothing can be proven on them")
+    scores = scores_of(logits, batch.labels)
     if scores is None:
         raise UserError("the network gives no logits [N, K] with an output for each class: slim takes classifiers")
     return scores[0] == batch.labels

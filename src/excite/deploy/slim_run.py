@@ -34,7 +34,7 @@ class SlimConfig(Settings):
         out: folder for slimmed.safetensors and slim.json; null is a folder "slim" beside the checkpoint.
         calibration: training images, drawn at random, that gates are chosen on; null is all of them.
         level: confidence of what is proven, and of every interval.
-        cautious: stop as soon as the calibration images do not prove any more that the fall is at most max_drop.
+        cautious: keep a gate where the calibration images would not prove that the fall is at most max_drop.
         seed: of the draw of the calibration images.
         rounds: how often gates and networks are timed; 0 times nothing, and bytes of maps say what a gate costs.
         download: fetch a data set that is not on this machine.

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from excite.errors import UserError, unknown
 from excite.gates import GateConfig, parse_gate
@@ -63,6 +62,9 @@ class Site:
         config = parse_gate(gate)
         if config is None:
             return SiteCost(0, 0, 0)
+        # It loads PyTorch's compiler, which not every process bears.
+        from torch.utils.flop_counter import FlopCounterMode
+
         elements = self.channels * math.prod(self.size)
         with torch.device("meta"):
             module = config.build(self.channels)
