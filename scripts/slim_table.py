@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from page_writer import filled, run
+from performance_page import newest
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "slim.md"
@@ -72,7 +73,17 @@ def reports() -> list[dict[str, Any]]:
 
 def written(page: str) -> str:
     """The page with its table anew."""
-    return filled(page, {"slimmed": lambda: table(reports())})
+    return filled(page, {"slimmed": lambda: table(reports()), "folded": folded})
+
+
+def folded() -> str:
+    """How long SE-ResNet-50 takes with its gates folded, from benchmarks/folded.py."""
+    (row,) = newest("folded")
+    ratios = [f"{r['p50']:.2f} ({r['p20']:.2f} to {r['p80']:.2f})" for r in row["ratio"].values()]
+    return (
+        f"One image takes {ratios[0]} of the plain network's time; the plain network beside itself, in the same run, "
+        f"{ratios[1]}.\n"
+    )
 
 
 def _change(numbers: dict[str, int]) -> str:
