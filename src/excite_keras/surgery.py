@@ -96,13 +96,26 @@ def insert(
         raise UserError(f"{model.name}: a layer is called {clashes[0]!r} already, as the gate would be")
     gated = _Gated(layer, Graph(plain), found)
     try:
-        twin = keras.models.clone_model(plain, clone_function=_copy, call_function=gated)
+        twin = keras.models.clone_model(
+            plain, input_tensors=_inputs_of(plain), clone_function=_copy, call_function=gated
+        )
     except NotImplementedError as error:
         raise UserError(f"{model.name}: a layer cannot be made again from its config: {error}") from error
     for operation in plain.layers:
         if operation.weights:
             twin.get_layer(operation.name).set_weights(operation.get_weights())
     return twin
+
+
+def _inputs_of(model: Any) -> Any:
+    """Inputs like a model's: Keras would name fresh ones by their tensors, not by their layers."""
+    layers = [layer for layer in model.layers if isinstance(layer, keras.layers.InputLayer)]
+    names = {id(t): layer.name for layer in layers for t in keras.tree.flatten(layer.output)}
+
+    def fresh(t: Any) -> Any:
+        return keras.Input(batch_shape=t.shape, dtype=t.dtype, name=names.get(id(t)), sparse=t.sparse)
+
+    return keras.tree.map_structure(fresh, model.input)
 
 
 def find_sites(model: Any, where: Where = "residual", *, stages: Sequence[int] | None = None) -> list[Site]:

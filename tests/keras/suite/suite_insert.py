@@ -145,6 +145,18 @@ def test_networks_of_keras_applications(name, arguments, where, count):
 # --- other models --------------------------------------------------------------------------------------------------
 
 
+@only("torch")
+def test_inputs_keep_their_names():
+    unnamed, named = keras.Input((8, 8, 3)), keras.Input((8, 8, 3), name="other")
+    x = layers.Conv2D(3, 3, padding="same")(unnamed)
+    model = keras.Model([unnamed, named], layers.Add()([unnamed, x]) + named)
+    gated = insert(model, "se")
+    kept = [layer.name for layer in gated.layers if not layer.name.endswith("_gate")]
+    assert kept == [layer.name for layer in model.layers]
+    given = [images(2, 8, 8, 3), images(2, 8, 8, 3)]
+    assert np.array_equal(outputs(gated, given), outputs(model, given))
+
+
 def test_a_sequential_model_becomes_a_functional_one():
     parts = [layers.Conv2D(8, 3, activation="relu"), layers.MaxPooling2D(), layers.Conv2D(8, 3), layers.ReLU()]
     model = keras.Sequential([keras.Input((12, 12, 3)), *parts, layers.GlobalAveragePooling2D()], name="small_vgg")
