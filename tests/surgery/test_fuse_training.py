@@ -362,6 +362,15 @@ class _Helped(_Block):
         return F.relu(self.bn(self.conv(x * torch.tensor(0.5))) + x)
 
 
+class _HelpedByAnotherName(_Block):
+    def forward(this, x: Tensor) -> Tensor:  # noqa: N805
+        return this.helper(x)
+
+    def helper(this, x: Tensor) -> Tensor:  # noqa: N805
+        this.calls += 1
+        return F.relu(this.bn(this.conv(x)) + x)
+
+
 class _OverItsInput(_Block):
     def forward(self, x: Tensor) -> Tensor:
         x += self.bn(self.conv(x.clone()))
@@ -376,6 +385,7 @@ NOT_PLAIN = {
     _ByChance: "its forward calls torch.rand",
     _HandWritten: "its forward calls _Reversed.apply",
     _Helped: "its forward calls torch.tensor",
+    _HelpedByAnotherName: "its forward writes to this.calls",
 }
 
 

@@ -66,6 +66,8 @@ def _name(function: ast.expr) -> str:
 def _called(tree: ast.AST, function: Callable[..., Any], module: nn.Module) -> Iterator[FunctionType]:
     """Functions written in Python that a function calls by name or as a method; PyTorch's own are taken as they are."""
     space = getattr(inspect.unwrap(function), "__globals__", {})
+    # Usually "self".
+    own = next((n.args.args[0].arg for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.args.args), "")
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
@@ -73,7 +75,7 @@ def _called(tree: ast.AST, function: Callable[..., Any], module: nn.Module) -> I
         if isinstance(node.func, ast.Name):
             target = space.get(node.func.id, getattr(builtins, node.func.id, None))
         elif isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
-            if node.func.value.id == "self":
+            if node.func.value.id == own:
                 target = getattr(module, node.func.attr, None)
             else:
                 target = getattr(space.get(node.func.value.id), node.func.attr, None)
