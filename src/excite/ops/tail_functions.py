@@ -35,10 +35,14 @@ def _unwatched(x: Tensor) -> bool:
     return type(x) is Tensor and not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None
 
 
-def is_transformed() -> bool:
-    """Whether PyTorch works on calls rather than making them: a dispatch mode, torch.func, dual numbers, a trace."""
+def is_transformed(*, modes: bool = True) -> bool:
+    """Whether PyTorch works on calls rather than making them: torch.func, dual numbers, a trace; a dispatch mode.
+
+    Args:
+        modes: count dispatch modes, which see operations of ``torch.library`` whole.
+    """
     return (
-        _get_current_dispatch_mode() is not None
+        (modes and _get_current_dispatch_mode() is not None)
         or torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
         or torch._C._get_tracing_state() is not None
