@@ -54,13 +54,13 @@ _WORTH = {True: 1 << 17, False: 1 << 19}
 def worth_fusing(x: Tensor, shortcut: Tensor | None, *, training: bool, gated: bool) -> bool:
     """Whether "auto" fuses this tail: on a CPU in training, on maps large enough, by compiled passes.
 
-    Anything that transforms calls (torch.func, forward-mode derivatives, dispatch modes) gets the reference, which it
-    can look into; on a CPU torch.compile as well.
+    Anything that transforms calls (torch.func, forward-mode derivatives) gets the reference, which it can look into; on
+    a CPU torch.compile and dispatch modes as well.
     """
     if x.device.type == "cuda":
-        return (shortcut is None or shortcut.dtype == x.dtype) and (
-            torch.compiler.is_compiling() or not is_transformed()
-        )
+        same = shortcut is None or shortcut.dtype == x.dtype
+        # A dispatch mode sees the GPU's passes as operations.
+        return same and (torch.compiler.is_compiling() or not is_transformed(modes=False))
     if torch.compiler.is_compiling() or not (training and torch.is_grad_enabled()):
         return False
     maps = [x] if shortcut is None else [x, shortcut]
