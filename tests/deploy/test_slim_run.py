@@ -181,17 +181,27 @@ def test_a_checkpoint_is_slimmed(checkpoint):
         assert torch.equal(again.load()(x), run.result.model(x))
 
 
-def test_calibration_images_are_drawn_from_all_of_the_split():
-    from excite.deploy.slim_run import _drawn
+def test_calibration_images_are_drawn_from_all_of_the_split(checkpoint, tmp_path, monkeypatch):
+    """Folders hold their images class by class: the first so many would be of one class."""
 
+    class Seen(Exception):
+        pass
+
+    def seen(model, calibration, validation, **options):
+        raise Seen([batch.labels for batch in calibration], [batch.labels for batch in validation])
+
+    monkeypatch.setattr("excite.deploy.slim_run.slim", seen)
     images, labels = pictures(40, 1)
-    split = array_data_set("squares", CLASSES, (images[labels.argsort()], labels.sort().values), (images, labels)).train
-    drawn = _drawn(split, 20, 0)
-    assert set(drawn.labels.tolist()) == {0, 1} and len(drawn) == 20
-    assert torch.equal(drawn.images.float().mean((1, 2, 3)) > 140, drawn.labels == 1)
-    assert torch.equal(_drawn(split, 20, 0).images, drawn.images)
-    assert not torch.equal(_drawn(split, 20, 1).images, drawn.images)
-    assert _drawn(split, 40, 0) is split and _drawn(split, None, 0) is split
+    order = labels.argsort()
+    data = array_data_set("squares", CLASSES, (images[order], labels[order]), (images, labels))
+    config = SlimConfig(
+        checkpoint=str(checkpoint), max_drop=1.0, calibration=20, batch_size=8, workers=0, out=str(tmp_path / "out")
+    )
+    with pytest.raises(Seen) as caught:
+        slim_checkpoint(config, data=data)
+    calibration, validation = (torch.cat(part) for part in caught.value.args)
+    assert len(calibration) == 20 and set(calibration.tolist()) == {0, 1}
+    assert torch.equal(validation, labels)
 
 
 def test_the_command(checkpoint, tmp_path, capsys):

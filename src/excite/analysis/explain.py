@@ -25,7 +25,7 @@ from excite.analysis.recording import record_gates
 from excite.analysis.thumbnails import pictures_of, pictures_seen, thumbnails
 from excite.checkpoint import Checkpoint, read_checkpoint
 from excite.data import DataSet
-from excite.data.dataset import ArraySplit, FileSplit, Split
+from excite.data.dataset import FileSplit
 from excite.errors import UserError
 from excite.page import write_text
 from excite.training.trained import checkpoint_file, data_as_trained, pick_device
@@ -119,8 +119,14 @@ def explain_checkpoint(config: ExplainConfig, *, data: DataSet | None = None) ->
     loaded = data_as_trained(
         checkpoint, data or config.data, download=config.download, bad_image_limit=config.bad_image_limit
     )
-    chosen, places = _drawn(loaded, config)
-    batches = ImageBatches(chosen, config.split, batch_size=config.batch_size, workers=config.workers)
+    batches = ImageBatches(
+        loaded,
+        config.split,
+        batch_size=config.batch_size,
+        limit=config.images,
+        seed=config.seed,
+        workers=config.workers,
+    )
     return _explained(
         model,
         batches,
@@ -128,8 +134,8 @@ def explain_checkpoint(config: ExplainConfig, *, data: DataSet | None = None) ->
         classes=loaded.classes,
         network=_network(checkpoint),
         data=_described(loaded, config),
-        pictures=pictures_of(chosen, config.split),
-        image_name=_image_names(chosen, config.split, places),
+        pictures=pictures_of(loaded, config.split),
+        image_name=_image_names(loaded, config.split),
         out=Path(config.out) if config.out else path.parent / "explain",
         progress=sys.stdout.isatty(),
     )
@@ -199,32 +205,11 @@ class _Chosen:
                 yield batch.images[torch.from_numpy(rows)], torch.from_numpy(batch.labels[rows]), names
 
 
-def _drawn(data: DataSet, config: ExplainConfig) -> tuple[DataSet, np.ndarray[Any, np.dtype[np.int64]]]:
-    """The set with so many of its images as are asked for, drawn at random, and their places in the whole."""
-    split = data.train if config.split == "train" else data.val
-    n = len(split)
-    if config.images is None or config.images >= n:
-        return data, np.arange(n)
-    places = np.sort(np.random.default_rng(config.seed).permutation(n)[: config.images])
-    part = _part(split, places)
-    return dataclasses.replace(data, train=part) if config.split == "train" else dataclasses.replace(
-        data, val=part
-    ), places
-
-
-def _part(split: Split, places: np.ndarray[Any, np.dtype[np.int64]]) -> Split:
-    rows = torch.from_numpy(places)
-    if isinstance(split, ArraySplit):
-        return ArraySplit(split.labels[rows], split.images[rows])
-    assert isinstance(split, FileSplit)
-    return FileSplit(split.labels[rows], split.root, tuple(split.paths[i] for i in places))
-
-
-def _image_names(data: DataSet, split: str, places: np.ndarray[Any, np.dtype[np.int64]]) -> Callable[[int], str]:
-    chosen = data.train if split == "train" else data.val
-    if isinstance(chosen, FileSplit):
-        return lambda index: chosen.paths[index]
-    return lambda index: f"image {places[index]}"
+def _image_names(data: DataSet, split: str) -> Callable[[int], str]:
+    whole = data.train if split == "train" else data.val
+    if isinstance(whole, FileSplit):
+        return lambda index: whole.paths[index]
+    return lambda index: f"image {index}"
 
 
 def _network(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -8,7 +8,7 @@ undecided.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from excite.analysis.explanation import Explanation, Finding, GateSummary
@@ -63,24 +63,27 @@ def _span(values: Sequence[float], digits: int) -> str:
 
 
 def _early(gates: Sequence[GateSummary]) -> Finding:
-    name = "early gates are class-agnostic"
-    said = f"the first {_counted(len(gates), 'gate')}: {_spans(gates)}"
-    if all(_is_agnostic(g) for g in gates):
-        return Finding(name, "yes", said)
-    specific = [g for g in gates if _is_specific(g)]
-    if specific:
-        return Finding(name, "no", f"{said}; {_listed([g.block for g in specific])} {_is_or_are(specific)} not")
-    return Finding(name, "undecided", said)
+    return _all_or_some("early gates are class-agnostic", "first", gates, _is_agnostic, _is_specific)
 
 
 def _late(gates: Sequence[GateSummary]) -> Finding:
-    name = "late gates are class-specific"
-    said = f"the last {_counted(len(gates), 'gate')}: {_spans(gates)}"
-    if all(_is_specific(g) for g in gates):
+    return _all_or_some("late gates are class-specific", "last", gates, _is_specific, _is_agnostic)
+
+
+def _all_or_some(
+    name: str,
+    which: str,
+    gates: Sequence[GateSummary],
+    holds: Callable[[GateSummary], bool],
+    fails: Callable[[GateSummary], bool],
+) -> Finding:
+    """What is said of all of some gates: it holds for each, fails for some, or nobody can tell."""
+    said = f"the {which} {_counted(len(gates), 'gate')}: {_spans(gates)}"
+    if all(map(holds, gates)):
         return Finding(name, "yes", said)
-    agnostic = [g for g in gates if _is_agnostic(g)]
-    if agnostic:
-        return Finding(name, "no", f"{said}; {_listed([g.block for g in agnostic])} {_is_or_are(agnostic)} not")
+    others = [g for g in gates if fails(g)]
+    if others:
+        return Finding(name, "no", f"{said}; {_listed([g.block for g in others])} {_is_or_are(others)} not")
     return Finding(name, "undecided", said)
 
 

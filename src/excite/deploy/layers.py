@@ -43,7 +43,7 @@ class FusedConv(nn.Module):
     """act(conv(x) + other), the convolution with its norm folded in.
 
     Args:
-        conv: a convolution of 1 to 3 axes, padded with zeros; its weights are taken over.
+        conv: a convolution of 1 to 3 axes, padded with zeros; its weights are taken over, and its activation.
 
     Shape:
         - x: [N, C_in, *S]
@@ -71,7 +71,7 @@ class FusedConv(nn.Module):
         self.register_parameter("bias", bias)
         self.stride, self.padding, self.dilation = list(conv.stride), list(conv.padding), list(conv.dilation)
         self.groups = conv.groups
-        self.act = ACTIVATION_NONE
+        self.act: Activation = conv.act if isinstance(conv, FusedConv) else ACTIVATION_NONE
         self.in_place = False
         # Each position of the input has one of the output.
         one = self.weight[0, 0].numel() == 1 and self.groups == 1

@@ -163,7 +163,7 @@ class Fusion:
             conv = self._layer(reader)
             assert isinstance(conv, FusedConv)
             with self.graph.inserting_before(reader):
-                new = self._call(reader, _with_act(ConvOfGated(conv, gate), conv), "", before)
+                new = self._call(reader, ConvOfGated(conv, gate), "", before)
             self._replace(reader, new)
             self.graph.erase_node(node)
             self.gates.append((*said, "in the next convolution", ""))
@@ -277,11 +277,6 @@ class Fusion:
     def _replace(self, node: fx.Node, new: fx.Node) -> None:
         node.replace_all_uses_with(new)
         self.graph.erase_node(node)
-
-
-def _with_act(layer: FusedConv, like: FusedConv) -> FusedConv:
-    layer.act = like.act
-    return layer
 
 
 def _writes(node: fx.Node) -> bool:

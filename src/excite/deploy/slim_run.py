@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from excite.analysis import ImageBatches
 from excite.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
-from excite.data import ArraySplit, DataSet, FileSplit, Split
+from excite.data import DataSet
 from excite.deploy.slim import SlimResult, slim
 from excite.errors import UserError
 from excite.training.settings import Settings
@@ -114,11 +112,11 @@ def slim_checkpoint(config: SlimConfig, *, data: DataSet | None = None) -> SlimR
         checkpoint, data or config.data, download=config.download, bad_image_limit=config.bad_image_limit
     )
     model = checkpoint.load(trust=config.trust).to(device)
-    drawn = dataclasses.replace(data, train=_drawn(data.train, config.calibration, config.seed))
+    batches = partial(ImageBatches, data, batch_size=config.batch_size, workers=config.workers)
     result = slim(
         model,
-        ImageBatches(drawn, "train", batch_size=config.batch_size, workers=config.workers),
-        ImageBatches(data, "val", batch_size=config.batch_size, workers=config.workers),
+        batches("train", limit=config.calibration, seed=config.seed),
+        batches("val"),
         max_drop=config.max_drop,
         level=config.level,
         cautious=config.cautious,
@@ -126,17 +124,6 @@ def slim_checkpoint(config: SlimConfig, *, data: DataSet | None = None) -> SlimR
         progress=config.progress and not config.json,
     )
     return _written(result, checkpoint, data, config, out)
-
-
-def _drawn(split: Split, count: int | None, seed: int) -> Split:
-    """Some of a split's images, drawn at random: folders hold them class by class."""
-    if count is None or count >= len(split):
-        return split
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:count].sort().values
-    if isinstance(split, ArraySplit):
-        return dataclasses.replace(split, labels=split.labels[order], images=split.images[order])
-    assert isinstance(split, FileSplit)
-    return dataclasses.replace(split, labels=split.labels[order], paths=tuple(split.paths[i] for i in order.tolist()))
 
 
 def _written(result: SlimResult, checkpoint: Checkpoint, data: DataSet, config: SlimConfig, out: Path) -> SlimRun:

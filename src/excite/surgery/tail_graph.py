@@ -35,6 +35,12 @@ class _Chain:
     add: fx.Node | None = None
     act: fx.Node | None = None
 
+    @property
+    def branch(self) -> fx.Node:
+        """The operand of the addition that the chain makes."""
+        assert self.add is not None
+        return self.nodes[self.nodes.index(self.add) - 1]
+
 
 class _Tracer(fx.Tracer):
     """Looks into no module but those of these names."""
@@ -191,8 +197,7 @@ def _writes_other(add: fx.Node, branch: fx.Node) -> bool:
 
 def _rank(chain: _Chain) -> tuple[bool, bool]:
     assert chain.add is not None
-    operand = chain.nodes[chain.nodes.index(chain.add) - 1]
-    return any(not isinstance(step.role, str) for step in chain.tail.steps), chain.add.args[0] is operand
+    return any(not isinstance(step.role, str) for step in chain.tail.steps), chain.add.args[0] is chain.branch
 
 
 def _chain(block: nn.Module, start: fx.Node, norm: nn.Module) -> _Chain | None:
@@ -230,8 +235,7 @@ def _act(node: fx.Node) -> str | None:
 def _put(graph: fx.Graph, chain: _Chain) -> None:
     """One call in the place of a chain's nodes."""
     first, last = chain.nodes[0], chain.nodes[-1]
-    before = chain.nodes[chain.nodes.index(chain.add) - 1] if chain.add is not None else None
-    shortcut = None if chain.add is None else next(n for n in chain.add.all_input_nodes if n is not before)
+    shortcut = None if chain.add is None else next(n for n in chain.add.all_input_nodes if n is not chain.branch)
     act = chain.act if chain.act is not None and chain.act.op == "call_module" else None
     with graph.inserting_before(last):
         modules = {node: graph.get_attr(str(node.target)) for node in (first, *chain.steps, act) if node is not None}

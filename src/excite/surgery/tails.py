@@ -23,7 +23,6 @@ from excite.gates.base import hung_gate, is_watched
 from excite.models.blocks import BATCH_NORMS, normed_tail
 from excite.ops import choose_tail_impl
 from excite.ops.tail import worth_fusing
-from excite.ops.tail_functions import is_transformed
 from excite.surgery.zoo_gates import read_gate
 
 __all__ = ["ACTS", "ACT_MODULES", "ADDS", "Step", "Tail", "is_own_norm", "step_of"]
@@ -39,6 +38,7 @@ ACT_MODULES: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.SiLU: "silu"}
 _DROP_PATHS = ("DropPath", "StochasticDepth")
 
 Excite = Callable[[Tensor], Tensor]
+Middle = tuple[Excite | None, tuple[str, ...]]  # and the descriptors that it reads
 
 
 class _Borrowed:
@@ -103,7 +103,7 @@ class Tail:
         """``act(steps(norm(x)) + shortcut)``."""
         if self.forced:
             self.shape = tuple(x.shape)
-        middle = None if is_transformed() else self._middle(norm, steps, x, shortcut)
+        middle = self._middle(norm, steps, x, shortcut)
         if middle is None or (act is not None and (ACT_MODULES.get(type(act)) != self.act or is_watched(act))):
             return self._by_modules(norm, steps, act, x, shortcut)
         excite, descriptors = middle
@@ -113,44 +113,32 @@ class Tail:
             return self._by_modules(norm, steps, act, x, shortcut)
         return normed_tail(norm, x, shortcut, excite, descriptors, self.act, impl)
 
-    def _middle(
-        self, norm: nn.Module, steps: list[nn.Module], x: Tensor, shortcut: Tensor | None
-    ) -> tuple[Excite | None, tuple[str, ...]] | None:
+    def _middle(self, norm: nn.Module, steps: list[nn.Module], x: Tensor, shortcut: Tensor | None) -> Middle | None:
         """What scales channels and images between norm and addition, and what it reads; None where no tail has it."""
         if not is_own_norm(norm) or is_watched(norm, gate_aside=True):
             return None
         if not 3 <= x.dim() <= 5 or (shortcut is not None and shortcut.shape != x.shape):
             return None
-        gates: list[nn.Module | None] = [hung_gate(norm)]
-        excite: Excite | None = None
-        drops = []
+        hung = hung_gate(norm)
+        gates = [] if hung is None else [hung]
+        borrowed, drops = None, []
         for module, step in zip(steps, self.steps, strict=True):
-            before = len(gates)
             if type(module) is not step.kind or is_watched(module, gate_aside=True):
                 return None
             if step.role == "drop":
                 drops.append(module)
             elif isinstance(step.role, _Borrowed):
-                if any(map(is_watched, module.modules())):
-                    return None
-                excite, descriptors = step.role.bound(module), step.role.descriptors
-                gates.append(module)
-            elif step.role is None:
-                gates.append(module)
-            gates.append(hung_gate(module))
-            if drops and any(gate is not None for gate in gates[before:]):
+                borrowed = step.role
+            here = (None if isinstance(step.role, str) else module, hung_gate(module))
+            gates += [gate for gate in here if gate is not None]
+            if drops and here != (None, None):
                 return None  # a gate sees what was dropped
-        there = [gate for gate in gates if gate is not None]
-        if len(there) > 1:
+        if len(gates) > 1:
             return None
-        if there and excite is None:
-            gate = there[0]
-            if not isinstance(gate, Gate) or is_watched(gate):
-                return None
-            excite, descriptors = gate.excite, gate.descriptors
-        if not there:
-            descriptors = ("mean",)
-        return (_dropped(excite, drops) if drops else excite), descriptors
+        middle = _middle_of(gates[0], borrowed) if gates else (None, ("mean",))
+        if middle is None or not drops:
+            return middle
+        return _dropped(middle[0], drops), middle[1]
 
     def _by_modules(
         self, norm: nn.Module, steps: list[nn.Module], act: nn.Module | None, x: Tensor, shortcut: Tensor | None
@@ -165,6 +153,13 @@ class Tail:
         elif self.act != "none":
             y = F.relu(y) if self.act == "relu" else F.silu(y)
         return y
+
+
+def _middle_of(gate: nn.Module, borrowed: _Borrowed | None) -> Middle | None:
+    """A gate's middle; None where somebody waits for a part of it that would not be called, or it has none."""
+    if borrowed is not None:
+        return None if any(map(is_watched, gate.modules())) else (borrowed.bound(gate), borrowed.descriptors)
+    return (gate.excite, gate.descriptors) if isinstance(gate, Gate) and not is_watched(gate) else None
 
 
 def _dropped(excite: Excite | None, drops: list[nn.Module]) -> Excite:
