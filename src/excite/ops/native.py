@@ -1,9 +1,9 @@
 """The map-sized passes as compiled code for the CPU, built on this machine when they are first used.
 
-``native.cpp`` and ``pointwise.cpp`` are plain C functions on raw pointers. They are compiled by the C++ compiler found
-here, kept in the user's cache folder, and loaded with ctypes; they run on PyTorch's own OpenMP threads,
-``torch.get_num_threads()`` of them. Without a compiler everything works on the passes written in PyTorch: ``library``
-gives None, having said so once.
+The files of ``cpp/`` are plain C functions on raw pointers. They are compiled by the C++ compiler found here, kept in
+the user's cache folder, and loaded with ctypes; they run on PyTorch's own OpenMP threads, ``torch.get_num_threads()``
+of them. Without a compiler everything works on the passes written in PyTorch: ``library`` gives None, having said so
+once.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ __all__ = ["DTYPES", "NATIVE_ACTS", "is_rows", "library", "mean", "rescale_add_a
 
 log = logging.getLogger("excite.ops")
 
-# Their numbers in native.cpp.
+# Their numbers in cpp/numbers.h.
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 NATIVE_ACTS = {"none": 0, "relu": 1, "silu": 2, "hardswish": 3}
 
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.cpp", "pointwise.cpp"))
+_FOLDER = Path(__file__).with_name("cpp")
+_UNITS = ("forward.cpp", "backward.cpp", "norm.cpp", "pointwise.cpp")
 _COMPILERS = ("c++", "g++", "clang++")
 _COMPILE = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-Wno-psabi")
 _SECONDS = 120
@@ -92,11 +93,11 @@ def _built() -> Path:
     target = folder / f"passes-{_key(compiler)}.so"
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            compiled, linked = [Path(scratch) / f"{s.stem}.o" for s in _SOURCES], Path(scratch) / "passes.so"
+            linked = Path(scratch) / "passes.so"
             # Linked without OpenMP's runtime: its symbols are those of the one PyTorch has loaded, never a second pool.
-            for source, into in zip(_SOURCES, compiled, strict=True):
-                _run(compiler, *_COMPILE, "-c", str(source), "-o", str(into))
-            _run(compiler, "-shared", *map(str, compiled), "-o", str(linked))
+            for unit in _UNITS:
+                _run(compiler, *_COMPILE, "-c", str(_FOLDER / unit), "-o", f"{scratch}/{unit}.o")
+            _run(compiler, "-shared", *(f"{scratch}/{unit}.o" for unit in _UNITS), "-o", str(linked))
             os.replace(linked, target)
     return target
 
@@ -127,7 +128,7 @@ def _process_folder() -> tempfile.TemporaryDirectory[str]:
 def _key(compiler: str) -> str:
     """What the file depends on: the source, the compiler, the processor and PyTorch."""
     parts = (
-        *(source.read_text() for source in _SOURCES),
+        *(source.read_text() for source in sorted(_FOLDER.glob("*.[ch]*"))),
         _run(compiler, "--version"),
         " ".join(_COMPILE),
         _processor(),

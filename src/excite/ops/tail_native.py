@@ -1,4 +1,4 @@
-"""The tail's four passes as compiled code (``native.cpp``): the same functions as in ``tail_passes``, or None.
+"""The tail's four passes as compiled code (``cpp/``): the same functions as in ``tail_passes``, or None.
 
 None means that these tensors are not for compiled code (another device or dtype, strides of neither memory format,
 operands of several dtypes) or that this machine has none; ``tail_passes`` then does it in PyTorch.
