@@ -147,7 +147,7 @@ def test_no_cut_of_the_file_is_taken_for_a_whole_one(tmp_path):
         read_checkpoint(path)
 
 
-@pytest.mark.parametrize("step", ["save_file", "_to_disk", "replace"])
+@pytest.mark.parametrize("step", ["save_file", "fsync", "replace"])
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch, step):
     path = save_checkpoint(tmp_path / "c", trained(), spec=SPEC, **WITH)
     before = path.read_bytes()
@@ -155,7 +155,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch, step):
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os if step == "replace" else checkpoint_module, step, fail)
+    monkeypatch.setattr(checkpoint_module if step == "save_file" else os, step, fail)
     with pytest.raises(OSError, match="No space"):
         save_checkpoint(path, trained(), spec=SPEC, **WITH)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["c"]

@@ -16,6 +16,7 @@ ROOT = Path(excite.__file__).parent
 # Bottom to top; rooms in one row may not import each other.
 RANKS = [
     {"errors"},
+    {"files"},
     {"ops", "significance"},
     {"gates"},
     {"models", "graph", "page", "timing"},

@@ -13,7 +13,7 @@ import pytest
 
 from browser import WIDTHS, chromium, eventually, needs_chromium, opened
 from excite.errors import UserError
-from excite.page import Cell, Figure, Page, Table, figure_text, series_styles, write_text
+from excite.page import Cell, Figure, Page, Table, figure_text, series_styles
 
 NASTY = "<script>window.hacked = 1</script>\"'&<img src=x onerror=hacked=1>"
 
@@ -92,14 +92,6 @@ def test_plotly_is_left_out_where_nothing_is_drawn() -> None:
 def test_the_same_page_is_written_twice(tmp_path: Path) -> None:
     first, second = example().write(tmp_path / "a.html"), example().write(tmp_path / "sub" / "b.html")
     assert first.read_bytes() == second.read_bytes()
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    path = write_text(tmp_path / "page.html", "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(path, "\ud800")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_mistakes_are_named() -> None:

@@ -3,8 +3,7 @@
 Reading one executes no code: tensors are raw numbers, everything else is JSON in the header. Loading builds the
 network by its name, and calls a function that the file names only when told to trust it.
 
-Writing goes to a temporary file beside the target, which takes its place only when it is whole and on the disk, so a
-killed run leaves the last whole checkpoint or the new one, never half of one.
+A killed run leaves the last whole checkpoint or the new one, never half of one (``excite.files``).
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from excite.errors import UserError
+from excite.files import replacing
 from excite.networks import NetworkSpec, build, seeded
 from excite.surgery import Attached, attached
 from excite.surgery.constants import Slimmed, slim_at_, slimmed
@@ -143,16 +142,8 @@ def save_checkpoint(
             json.dumps(value)
         except TypeError as error:
             raise UserError(f"{part} of a checkpoint must be JSON-able: {error}") from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own: two writers never share a temporary file.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        save_file(tensors, temporary, metadata={_ENTRY: json.dumps(entry)})
-        _to_disk(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _to_disk(path.parent)
+    with replacing(path) as beside:
+        save_file(tensors, beside, metadata={_ENTRY: json.dumps(entry)})
     return path
 
 
@@ -183,15 +174,6 @@ def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
         # The file has no strides, and no views of one storage: each tensor by itself, in row-major order.
         tensors[key] = value.detach().to("cpu", copy=True).contiguous()
     return tensors, shared
-
-
-def _to_disk(path: Path) -> None:
-    """Wait until a file's contents, or a folder's entries, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

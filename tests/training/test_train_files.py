@@ -1,33 +1,15 @@
-"""Files are whole or not there; a state that is not whole is never read as one."""
+"""Tables and states; a state that is not whole is never read as one, and a whole one is always there."""
 
 import os
 
 import pytest
 import torch
+from training_cases import tiny_data
 
 from excite.errors import UserError
-from excite.training.files import append_rows, read_state, write_atomic, write_rows, write_state
-
-
-def test_a_file_is_replaced_at_once(tmp_path):
-    path = tmp_path / "a.txt"
-    write_atomic(path, "old")
-    write_atomic(path, b"new")
-    assert path.read_text() == "new"
-    assert os.listdir(tmp_path) == ["a.txt"]
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path):
-    path = tmp_path / "a.txt"
-    write_atomic(path, "old")
-
-    def fails(file):
-        file.write(b"half")
-        raise RuntimeError("disk full")
-
-    with pytest.raises(RuntimeError, match="disk full"):
-        write_atomic(path, fails)
-    assert path.read_text() == "old"
+from excite.training.files import append_rows, read_state, write_rows, write_state
+from excite.training.folder import RunFolder
+from excite.training.result import describe_data, versions
 
 
 def test_rows_are_written_and_added(tmp_path):
@@ -49,6 +31,38 @@ def test_a_state_comes_back_and_the_one_before_is_kept(tmp_path):
     write_state(last, state(3), previous)
     assert len(read_state(last)["tensor"]) == 3 and len(read_state(previous)["tensor"]) == 2
     assert sorted(os.listdir(tmp_path)) == ["last.ckpt", "previous.ckpt"]
+
+
+@pytest.mark.parametrize("moves", range(4))
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_crash_at_any_move_of_a_save_loses_no_whole_state(tmp_path, monkeypatch, moves, damaged):
+    """Also in the first save of a run that goes on from the previous state because the last one is damaged."""
+    folder, data = RunFolder(tmp_path), tiny_data()
+
+    def save(epochs):
+        about = {"data": describe_data(data), "rows": list(range(epochs)), "versions": versions()}
+        write_state(folder.state, {"excite": about}, folder.previous_state)
+
+    save(1)
+    save(2)
+    if damaged:
+        folder.state.write_bytes(folder.state.read_bytes()[:-100])
+    left, replace = [moves], os.replace
+
+    def crashing(source, target):
+        if not left[0]:
+            raise OSError("crash")
+        left[0] -= 1
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", crashing)
+    with pytest.raises(OSError, match="crash"):
+        save(2 if damaged else 3)
+        raise OSError("crash")  # after the last move
+    state = folder.resume_point(data)
+    assert state is not None
+    expected = (1 if damaged else 2) + (moves > 0)
+    assert len(read_state(state)["excite"]["rows"]) == expected
 
 
 def test_a_truncated_state_is_refused_at_any_length(tmp_path):

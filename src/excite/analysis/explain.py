@@ -27,7 +27,7 @@ from excite.checkpoint import Checkpoint, read_checkpoint
 from excite.data import DataSet
 from excite.data.dataset import FileSplit
 from excite.errors import UserError
-from excite.page import write_text
+from excite.files import write_atomic
 from excite.training.trained import checkpoint_file, data_as_trained, pick_device
 
 __all__ = ["explain", "explain_checkpoint"]
@@ -174,7 +174,7 @@ def _explained(
     small = thumbnails(pictures([i.index for i in found.images])) if config.pictures else {}
     page = explanation_page(found, small)
     page.write(out / "explain.html")
-    write_text(out / "explain.json", json.dumps(found.to_dict(), allow_nan=False) + "\n")
+    write_atomic(out / "explain.json", json.dumps(found.to_dict(), allow_nan=False) + "\n")
     return dataclasses.replace(found, folder=out)
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from excite.analysis.record import GateRecord, Images, SiteRecord
 from excite.errors import UserError
-from excite.training.files import write_atomic
+from excite.files import write_atomic
 
 __all__ = ["load_record", "save_record"]
 
@@ -26,8 +26,6 @@ def save_record(record: GateRecord, path: str | os.PathLike[str]) -> Path:
     """Write a record, whole or not at all; see ``GateRecord.save``."""
     from safetensors.numpy import save
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, NDArray[Any]] = {}
     entry = {
         "format": _FORMAT,
@@ -36,8 +34,7 @@ def save_record(record: GateRecord, path: str | os.PathLike[str]) -> Path:
         "sites": [_split(site, f"sites.{i}.", arrays) for i, site in enumerate(record.sites)],
     }
     arrays = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
-    write_atomic(path, save(arrays, {_ENTRY: json.dumps(entry)}))
-    return path
+    return write_atomic(path, save(arrays, {_ENTRY: json.dumps(entry)}))
 
 
 def _split(thing: Any, prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from excite.deploy.predict import PredictConfig, Predictions
-from excite.training.files import write_atomic
+from excite.files import write_atomic
 
 __all__ = ["show_predictions"]
 
@@ -22,7 +22,6 @@ def show_predictions(result: Predictions, config: PredictConfig) -> int:
     """
     if config.out is not None:
         out = Path(config.out).expanduser()
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(out, _written(result, out.suffix.removeprefix(".")))
         print(f"{out}: {len(result.images)} pictures")
     else:

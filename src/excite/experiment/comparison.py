@@ -14,7 +14,7 @@ from typing import Any
 from excite.errors import UserError
 from excite.experiment.images import ImageLook
 from excite.experiment.statistics import Difference, Summary
-from excite.page import write_text
+from excite.files import write_atomic
 
 __all__ = ["PLAIN", "SCHEMA_VERSION", "Comparison", "GateResult", "Measured", "Run", "read_comparison"]
 
@@ -161,7 +161,7 @@ class Comparison:
 
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Writes ``comparison.json``, whole or not at all."""
-        return write_text(path, json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+        return write_atomic(path, json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def read_comparison(path: str | os.PathLike[str]) -> Comparison:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from excite.errors import UserError
 from excite.experiment.comparison import Measured, Run
 from excite.experiment.costs import GateCost
-from excite.page import write_text
+from excite.files import write_atomic
 from excite.training.result import RunResult
 
 __all__ = ["CompareFolder"]
@@ -76,8 +76,8 @@ class CompareFolder:
         """Makes the folder and writes what is known before training."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_text(self.identity, json.dumps(identity, indent=1) + "\n")
-            write_text(self.config, config_yaml)
+            write_atomic(self.identity, json.dumps(identity, indent=1) + "\n")
+            write_atomic(self.config, config_yaml)
         except OSError as error:
             raise UserError(f"cannot write in {self.path}: {error.strerror}; name another folder with --out") from None
 
@@ -129,7 +129,7 @@ class CompareFolder:
             gate: {"parameters": c.parameters, "macs": c.macs, "timings": [vars(t) for t in c.timings]}
             for gate, c in costs.items()
         }
-        write_text(self.costs, json.dumps({"machine": machine, "gates": gates}, indent=1) + "\n")
+        write_atomic(self.costs, json.dumps({"machine": machine, "gates": gates}, indent=1) + "\n")
 
 
 def _timings(cost: Mapping[str, Any]) -> tuple[Measured, ...]:

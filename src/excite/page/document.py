@@ -11,10 +11,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from excite.files import write_atomic
 from excite.page.controls import Choice, Live, Option, choice_html, strip_html
 from excite.page.series import Series, swatch
 from excite.page.tables import Table, table_html
-from excite.page.text import escape, json_text, write_text
+from excite.page.text import escape, json_text
 
 __all__ = ["Figure", "Page", "Section"]
 
@@ -186,7 +187,7 @@ class Page:
 
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Writes the page, whole or not at all, and returns where it is."""
-        return write_text(path, self.html())
+        return write_atomic(path, self.html())
 
     def _figure(self, figure: Figure) -> str:
         index = len(self._figures)

@@ -1,17 +1,14 @@
-"""Text as HTML and JSON take it, and files written whole."""
+"""Text as HTML and JSON take it."""
 
 from __future__ import annotations
 
 import html
 import json
-import os
 import re
-import tempfile
-from pathlib import Path
 
 from excite.errors import UserError
 
-__all__ = ["escape", "figure_text", "json_text", "typeset", "write_text"]
+__all__ = ["escape", "figure_text", "json_text", "typeset"]
 
 
 def escape(text: str) -> str:
@@ -42,21 +39,3 @@ def json_text(value: object) -> str:
     for character in "<>&\u2028\u2029":  # nothing in it may end the script element
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """Writes a UTF-8 file whole or not at all (a file beside it, synced, then renamed), and returns where it is."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(beside, 0o644)  # mkstemp's files are for their owner alone
-        os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
-    return path

@@ -1,39 +1,21 @@
-"""Files that are whole or not there: written beside their place, flushed to the disk, then moved."""
+"""A run's files: tables, and the training states that resuming needs."""
 
 from __future__ import annotations
 
 import csv
 import io
-import os
 import pickle
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from excite.errors import UserError
+from excite.files import write_atomic
 
-__all__ = ["append_rows", "read_state", "write_atomic", "write_rows", "write_state"]
-
-
-def write_atomic(path: Path, content: bytes | str | Callable[[IO[bytes]], object]) -> None:
-    """Writes a file so that a reader, or a crash at any moment, finds the old one or the new one, never a part.
-
-    Args:
-        path: its place; the folder exists.
-        content: the bytes, a text (UTF-8), or a function that writes to the open file.
-    """
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        if callable(content):
-            content(file)
-        else:
-            file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+__all__ = ["append_rows", "read_state", "write_rows", "write_state"]
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -52,12 +34,15 @@ def append_rows(path: Path, rows: Iterable[Sequence[Any]]) -> None:
 
 
 def write_state(path: Path, state: dict[str, Any], previous: Path) -> None:
-    """Writes a training state with ``torch.save``; the one that was there becomes ``previous``."""
-    part = path.with_name(path.name + ".new")
-    write_atomic(part, lambda file: torch.save(state, file))
+    """Writes a training state with ``torch.save``; the one that was there becomes ``previous``.
+
+    At any moment a whole state is in one of the three places, of which ``path`` with ".new" behind it is the third:
+    that ``path`` and ``previous`` are whole is not sure (a run may go on from the one when the other is damaged).
+    """
+    new = write_atomic(path.with_name(path.name + ".new"), lambda file: torch.save(state, file))
     if path.exists():
-        os.replace(path, previous)
-    os.replace(part, path)
+        path.replace(previous)
+    new.replace(path)
 
 
 def read_state(path: Path) -> dict[str, Any]:

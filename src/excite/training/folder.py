@@ -10,8 +10,9 @@ from typing import Any
 
 from excite.data import DataSet
 from excite.errors import UserError
+from excite.files import write_atomic
 from excite.training.config import TrainConfig
-from excite.training.files import read_state, write_atomic
+from excite.training.files import read_state
 from excite.training.progress import say
 from excite.training.result import RunResult, describe_data, versions
 
@@ -39,6 +40,7 @@ class RunFolder:
         self.correct = path / "correct.safetensors"
         self.unreadable = path / "unreadable-images.txt"
         self.state = path / "last.ckpt"
+        self.new_state = path / "last.ckpt.new"
         self.previous_state = path / "previous.ckpt"
         self.result = path / "result.json"
 
@@ -59,9 +61,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"out={str(self.path)!r} is a file: name a folder")
         # Another rank may be writing its first file.
-        if not self.path.exists() or all(
-            file.suffix == ".part" or file.name == ".lock" for file in self.path.iterdir()
-        ):
+        if not self.path.exists() or all(file.name.startswith(".") for file in self.path.iterdir()):
             return
         if not self.config.exists():
             raise UserError(f"{self.path} is not empty and holds no run: name another folder with out")
@@ -118,8 +118,11 @@ class RunFolder:
                 place.unlink(missing_ok=True)
 
     def claim(self, config: TrainConfig, data: DataSet) -> None:
-        """Writes what is known before training; the folder is ``locked``."""
+        """Writes what is known before training, removes what a killed run was writing; the folder is ``locked``."""
         try:
+            for part in self.path.glob(".*.tmp"):
+                if part.is_file():
+                    part.unlink()
             write_atomic(self.config, config.to_yaml())
             if data.unreadable:
                 write_atomic(self.unreadable, "".join(f"{line}\n" for line in data.unreadable))
@@ -132,7 +135,9 @@ class RunFolder:
         Raises:
             ValueError: the state is of other data.
         """
-        for path in (self.state, self.previous_state):
+        # The new one is there only when a save was cut between its moves.
+        states = (self.new_state, self.state, self.previous_state)
+        for path in states:
             if not path.exists():
                 continue
             try:
@@ -148,7 +153,7 @@ class RunFolder:
                 changed = [f"{name} {old}" for name, old in begun.items() if versions().get(name) != old]
                 say("it was begun with %s: bits may differ from an uninterrupted run's", ", ".join(changed))
             return path
-        if self.state.exists() or self.previous_state.exists():
+        if any(path.exists() for path in states):
             say("no whole state in %s: training starts again at the beginning", self.path)
         return None
 

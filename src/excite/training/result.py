@@ -16,7 +16,7 @@ from torch import Tensor
 
 from excite.data import DataSet
 from excite.errors import UserError
-from excite.training.files import write_atomic
+from excite.files import write_atomic
 
 __all__ = ["RunResult", "describe_data", "versions"]
 

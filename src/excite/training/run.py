@@ -16,11 +16,11 @@ from torch import nn
 from excite.checkpoint import save_checkpoint
 from excite.data import DataSet, load_data
 from excite.errors import UserError
+from excite.files import write_atomic
 from excite.gates import GateConfig, parse_gate
 from excite.networks import NetworkSpec, build
 from excite.timing import describe_machine
 from excite.training.config import TrainConfig
-from excite.training.files import write_atomic
 from excite.training.folder import RunFolder
 from excite.training.pretrained import start_from
 from excite.training.progress import Progress, Silent, default_progress, is_first_process, say
@@ -223,7 +223,8 @@ def _fit(job: _Job, progress: Progress | None) -> RunResult:
     result = _result(job, task)
     if trainer.is_global_zero:
         write_atomic(folder.correct, safetensors.torch.save(task.outcome))
-        folder.previous_state.unlink(missing_ok=True)
+        for state in (folder.previous_state, folder.new_state):
+            state.unlink(missing_ok=True)
         result.save()
     return result
 
