@@ -98,6 +98,11 @@ def test_what_does_not_add_up(network, images):
         one.merge(recorded(network, images, np.arange(9, 12), classes=list("abcd")))
     with pytest.raises(UserError, match="different networks do not add up"):
         one.merge(recorded(planted(("class", "dead")), images, np.arange(9, 12)))
+    trained = planted()
+    with torch.no_grad():
+        trained.stem.weight.mul_(1.1)
+    with pytest.raises(UserError, match="different networks do not add up: .* their weights are not"):
+        one.merge(recorded(trained, images, np.arange(9, 12)))
 
 
 def test_fewer_images_than_kept(network, images):

@@ -1,15 +1,19 @@
 """Gates replaced one at a time, against replacing them by other means and summing up by other formulas."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import timm
 import torch
-from planted import CLASSES, in_batches, planted, planted_images
+from planted import CHANNELS, CLASSES, in_batches, planted, planted_images
 from scipy import stats
+from torch import nn
 from torch.nn import functional as F
 
-from excite.analysis import knock_out, record_gates
+from excite.analysis import GateRecord, knock_out, record_gates
 from excite.errors import UserError
+from excite.gates import parse_gate
 from excite.ops import rescale, squeeze
 from excite.significance import holm_adjust
 
@@ -187,6 +191,40 @@ def test_mistakes(network, data, record, options, message):
     given = {"model": network, "batches": in_batches(*data)} | options
     with pytest.raises(UserError, match=message):
         knock_out(given.pop("model"), given.pop("batches"), record, **given)
+
+
+def with_other_weights():
+    model = planted()
+    with torch.no_grad():
+        model.head.weight.mul_(1.1)
+    return model
+
+
+def with_another_gate():
+    model = planted()
+    model.blocks[1].gate = parse_gate("eca").build(CHANNELS).eval()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (with_other_weights, "of a network with these gates but other weights, .* record this one, or give the one"),
+        (with_another_gate, r"blocks.1.gate is eca.*, in the record se\(.*record anew"),
+    ],
+)
+def test_the_record_of_another_network_is_refused(data, record, make, message):
+    with pytest.raises(UserError, match=message):
+        knock_out(make(), in_batches(*data), record, modes=["mean"])
+
+
+def test_the_same_network_is_known_in_whatever_form(network, data, record, tmp_path):
+    again = planted().double().to(memory_format=torch.channels_last)
+    held = GateRecord.load(record.save(tmp_path / "record.safetensors"))
+    some = replace(held, sites=held.sites[1:2])
+    assert len(knock_out(nn.DataParallel(again), in_batches(*data), some, modes=["mean"]).items) == 1
+    # Written before records knew of weights.
+    assert len(knock_out(with_other_weights(), in_batches(*data), replace(some, weights=""), modes=["one"]).items) == 1
 
 
 def test_shuffling_needs_a_sample(network, data):

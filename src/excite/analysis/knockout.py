@@ -15,6 +15,7 @@ from excite.analysis.accumulate import image_keys
 from excite.analysis.batches import Checked, checked_batches, kept_random, scores_of
 from excite.analysis.moments import Floats, Ints
 from excite.analysis.record import GateRecord, SiteRecord
+from excite.analysis.recording import weights_digest
 from excite.analysis.resume import Resumer
 from excite.analysis.taps import Taps, tapped
 from excite.errors import UserError, unknown
@@ -140,8 +141,8 @@ def knock_out(
         progress: show a progress bar.
 
     Raises:
-        ValueError: a gate that the record or the network does not have, an unknown mode, a network without logits
-            [N, K], or what ``record_gates`` refuses.
+        ValueError: a record of another network: of gates that this one does not have, or of other weights; a gate that
+            is not in the record, an unknown mode, a network without logits [N, K], or what ``record_gates`` refuses.
     """
     chosen = [record.site(name) for name in (sites if sites is not None else [site.name for site in record.sites])]
     _check(chosen, modes, record, level)
@@ -202,7 +203,8 @@ def _run(
 ) -> _Part:
     with resumer.keeping():
         columns = [_scored(taps.run(batch.images)[0], batch.labels)]
-    _check_same_gates(taps, sites)
+    if check:
+        _check_same_network(taps, sites, record)
     donors = _donors(batch, record, seed) if "shuffle" in modes else None
     for site in sites:
         for mode in modes:
@@ -252,13 +254,22 @@ def _scored(output: Any, labels: Ints) -> tuple[Ints, Floats]:
     return scores
 
 
-def _check_same_gates(taps: Taps, sites: Sequence[SiteRecord]) -> None:
-    there = {place.name: place.channels for place in taps.places}
+def _check_same_network(taps: Taps, sites: Sequence[SiteRecord], record: GateRecord) -> None:
+    """Refuses a record of another network; known once a batch has run."""
+    there = {place.name: place for place in taps.places}
     for site in sites:
         if site.name not in there:
             raise unknown("gate in this network", site.name, there)
-        if there[site.name] != site.channels:
-            raise UserError(f"{site.name} has {there[site.name]} channels, in the record {site.channels}: record anew")
+        place = there[site.name]
+        if place.channels != site.channels:
+            raise UserError(f"{site.name} has {place.channels} channels, in the record {site.channels}: record anew")
+        if place.gate != site.gate:
+            raise UserError(f"{site.name} is {place.gate}, in the record {site.gate}: record anew")
+    if record.weights and record.weights != weights_digest(taps.model):
+        raise UserError(
+            "the record is of a network with these gates but other weights, and its means say nothing of this one: "
+            "record this one, or give the one that was recorded"
+        )
 
 
 def _summed_up(

@@ -169,6 +169,7 @@ class GateRecord:
         top_images: how many images are kept for each channel.
         seed: of the choice of the sample.
         skipped: gates that could not be recorded: name and reason.
+        weights: digest of the network's parameters, see ``weights_digest``; "" where it is not known.
     """
 
     sites: tuple[SiteRecord, ...]
@@ -179,6 +180,7 @@ class GateRecord:
     top_images: int
     seed: int
     skipped: tuple[tuple[str, str], ...] = field(default=())
+    weights: str = ""
 
     @property
     def n(self) -> int:
@@ -221,7 +223,7 @@ class GateRecord:
         """The record of both sets of images, as if they had been recorded at once, in any order.
 
         Raises:
-            ValueError: records of other gates, classes, sample sizes or seeds; an image that is in both.
+            ValueError: records of other gates, weights, classes, sample sizes or seeds; an image that is in both.
         """
         _check_alike(self, other)
         images, places = Images.joined([self.images, other.images]).ordered()
@@ -296,6 +298,8 @@ def _check_alike(one: GateRecord, other: GateRecord) -> None:
     if names[0] != names[1]:
         odd = next((pair for pair in zip(*names, strict=False) if pair[0] != pair[1]), names)
         raise UserError(f"records of different networks do not add up: their gates differ, {odd[0]} and {odd[1]}")
+    if one.weights and other.weights and one.weights != other.weights:
+        raise UserError("records of different networks do not add up: their gates are the same, their weights are not")
     both = np.intersect1d(one.images.key, other.images.key)
     if len(both):
         row = int(np.flatnonzero(one.images.key == both[0])[0])

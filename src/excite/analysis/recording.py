@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence, Sized
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from excite.analysis.taps import Taps, tapped
 from excite.errors import UserError
 from excite.training.progress import Bar, Silent
 
-__all__ = ["record_gates"]
+__all__ = ["record_gates", "weights_digest"]
 
 
 def record_gates(
@@ -86,8 +88,19 @@ def record_gates(
             bar.advance(1)
             batch = next(stream, None)
             if batch is None:
-                return accumulator.finish(taps.skipped)
+                return replace(accumulator.finish(taps.skipped), weights=weights_digest(model))
             s, images, _ = _run(taps, batch, seed)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """16 hex digits that tell a network's parameters from those of another training; buffers do not count.
+
+    As bfloat16: half as many bytes, and a float32 network in that precision stays the same.
+    """
+    content = hashlib.blake2b(digest_size=8)
+    for parameter in model.parameters():
+        content.update(parameter.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+    return content.hexdigest()
 
 
 def _run(taps: Taps, batch: Checked, seed: int) -> tuple[NDArray[np.float32], Images, int | None]:

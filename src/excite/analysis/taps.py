@@ -73,13 +73,14 @@ class Taps:
     """The gates of a network that is being looked at; made by ``tapped``.
 
     Attributes:
+        model: the network, out of its wrappers.
         places: the gates, in the order of execution; known after the first pass.
         skipped: gates that cannot be looked at: name and reason.
         view: of the network.
     """
 
     def __init__(self, model: nn.Module, inputs: Sequence[Any]) -> None:
-        self._model = model
+        self.model = model
         self._seen: dict[str, Tensor] = {}
         self._instead: Mapping[str, Replacement] = {}
         self._calls: dict[str, int] = {}
@@ -104,7 +105,7 @@ class Taps:
             ValueError: a gate that runs on other than N maps.
         """
         self._seen, self._calls, self._instead = {}, {}, instead or {}
-        output = self._model(images)
+        output = self.model(images)
         for name, s in self._seen.items():
             if len(s) != len(images):
                 raise UserError(
@@ -121,7 +122,7 @@ class Taps:
         self.skipped += tuple((name, "its excite is not called; fused networks do without") for name in idle)
         if not self._seen:
             raise UserError(
-                f"no gate of {type(self._model).__name__} is called when it runs, {idle[0]} for one: of a fused "
+                f"no gate of {type(self.model).__name__} is called when it runs, {idle[0]} for one: of a fused "
                 "network, give the one that it was made of"
             )
         self.places = tuple(self._place(name, s.shape[1]) for name, s in self._seen.items())
