@@ -291,6 +291,23 @@ def test_images_are_paired_whatever_their_order(network):
     )
 
 
+def test_validation_images_that_gates_were_chosen_on_prove_nothing_and_are_left_out(network, slimmed):
+    calibration, others = batches(200), batches(2000, 1)
+    mixed = [*others, (calibration[0][0][:30].clone(), calibration[0][1][:30])]
+    report = slim(network, calibration, mixed, max_drop=0.5, rounds=0).report
+    assert (report.shared, report.proof) == (30, slimmed.report.proof) and slimmed.report.shared == 0
+    assert report.to_dict()["shared"] == 30
+    assert report.finding == (
+        f"{slimmed.report.finding} 30 more validation images are left out: the gates were chosen on them, too."
+    )
+    one = slim(network, calibration, [(x[:1], y[:1]) for x, y in mixed[-2:]], max_drop=0.5, rounds=0).report
+    assert one.finding.endswith("1 more validation image is left out: the gates were chosen on it, too.")
+    assert one.proof.images == 1 and "after; 1 image\n" in str(one)
+    # The same images in memory of their own, in another order.
+    with pytest.raises(UserError, match="calibration and validation are the same images: .* so give others"):
+        slim(network, calibration, batches(200)[::-1], max_drop=0.5, rounds=0)
+
+
 class Shuffled:
     """Another order at each pass, and nothing that says which images they are."""
 
@@ -304,7 +321,7 @@ def test_mistakes(network):
     few = batches(20)
     for wrong, said in [
         ({"calibration": iter(few)}, "can be gone through only once"),
-        ({"validation": few}, "calibration and validation are the same"),
+        ({"validation": few}, "calibration and validation are the same images"),
         ({"calibration": []}, "calibration gave no image"),
         ({"validation": []}, "validation gave no image: nothing can be proven"),
         ({"calibration": Shuffled()}, "another order, at each pass"),

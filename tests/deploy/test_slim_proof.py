@@ -80,17 +80,19 @@ def test_a_proof_in_numbers():
 def test_a_proof_in_words():
     assert str(prove(*seen(2000, 14, 6), max_fall=0.01)) == (
         "Proven with 95 % confidence on 2,000 images: accuracy falls by at most 0.84 points, no more than the 1.00 "
-        "points allowed. On them it fell by 0.40 points: 14 images were lost and 6 gained."
+        "points allowed. On them accuracy fell by 0.40 points: 14 images were lost and 6 gained."
     )
     words = str(prove(*seen(2000, 0, 0), max_fall=0.001))
     assert words.startswith(
         "Not proven that accuracy falls by no more than 0.10 points. What these 2,000 images prove, with 95 %"
     )
-    assert "On them it stayed the same" in words and "2,000 images could prove no less than 0.18 points" in words
+    assert "On them accuracy stayed the same" in words and "2,000 images could prove no less than 0.18 points" in words
     assert "it would take about 3,700 images" in words
     assert "would take" not in str(prove(*seen(2000, 14, 6), max_fall=0.004))
     worse = prove(*seen(2000, 90, 3), max_fall=0.01, level=0.9)
     assert worse.refuted and str(worse).startswith("Not within the 1.00 points allowed: with 90 % confidence on 2,000")
+    alone = str(prove([True], [False], max_fall=0.01))
+    assert "What this 1 image proves" in alone and "On it accuracy fell by 100.00 points: 1 image was lost" in alone
     assert "rose by 0.20 points" in str(prove(*seen(1000, 1, 3), max_fall=0.05))
 
 

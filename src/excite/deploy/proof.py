@@ -19,6 +19,7 @@ from statistics import NormalDist
 from typing import Any
 
 from excite.errors import UserError
+from excite.page import counted
 from excite.significance import mcnemar_p, wilson_interval
 
 __all__ = ["Proof", "fall_bound", "images_needed", "prove"]
@@ -81,8 +82,9 @@ class Proof:
     def __str__(self) -> str:
         """The finding in plain words, percentage points and per cent."""
         confidence, allowed = f"{100 * self.level:g} % confidence", f"{_points(self.max_fall)} points"
-        on = f"{self.images:,} images"
-        seen = f"On them it {_change(self.fall)}: {self.lost} images were lost and {self.gained} gained."
+        on, them = counted(self.images, "image"), "them" if self.images > 1 else "it"
+        lost = f"{counted(self.lost, 'image')} {'was' if self.lost == 1 else 'were'} lost"
+        seen = f"On {them} accuracy {_change(self.fall)}: {lost} and {self.gained} gained."
         if self.proven:
             return (
                 f"Proven with {confidence} on {on}: accuracy falls by at most {_points(self.bound)} points, "
@@ -94,14 +96,15 @@ class Proof:
                 f"Not within the {allowed} allowed: with {confidence} on {on}, accuracy falls by {least} to {most} "
                 f"points. {seen}"
             )
+        these = f"this {on} proves" if self.images == 1 else f"these {on} prove"
         proof = (
-            f"Not proven that accuracy falls by no more than {allowed}. What these {on} prove, with {confidence}, is a "
+            f"Not proven that accuracy falls by no more than {allowed}. What {these}, with {confidence}, is a "
             f"fall of at most {_points(self.bound)} points. {seen}"
         )
         if self.least > self.max_fall:
             proof += f" Even if no prediction changed, {on} could prove no less than {_points(self.least)} points."
         if self.needed is not None:
-            proof += f" At the rates seen here it would take about {_rounded(self.needed):,} images."
+            proof += f" At the rates seen here it would take about {counted(_rounded(self.needed), 'image')}."
         return proof
 
 

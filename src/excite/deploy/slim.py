@@ -36,6 +36,10 @@ from excite.training.progress import Bar, Silent
 
 __all__ = ["SlimResult", "slim"]
 
+_SAME = (
+    "calibration and validation are the same images: what was chosen on images cannot be proven on them, so give others"
+)
+
 
 @dataclass(frozen=True)
 class SlimResult:
@@ -71,8 +75,8 @@ def slim(
             it is.
         calibration: batches (images, labels), each image once, as the network takes them; gone through many times, so a
             list or a loader, no generator. Images the network was not trained on tell most.
-        validation: batches of other images (that they are others is for you to see to); gone through once, at the
-            end, so a generator will do.
+        validation: batches of other images; gone through once, at the end, so a generator will do. An image that was
+            among the calibration images too, number for number, proves nothing and is left out.
         max_drop: the fall of accuracy that is allowed, in percentage points.
         level: confidence of what is proven, and of every interval.
         cautious: a gate stays where, with it gone, the calibration images would not prove that the fall is at most
@@ -102,9 +106,9 @@ def slim(
         trial.go_without(name, max_drop=max_drop, level=level if cautious else None)
     slimmed = copy.deepcopy(original)
     done = fold_gates_(slimmed, {name: constants[name] for name in trial.gone}, example) if trial.gone else []
-    proof = None
+    proof, shared = None, 0
     if trial.gone:
-        right, still_right = _both_right(original, slimmed, validation)
+        right, still_right, shared = _both_right(original, slimmed, validation, trial.seen)
         proof = prove(right, still_right, max_fall=max_drop / 100, level=level)
     with torch.no_grad():
         difference = output_difference(slimmed(example), trial.model(example))
@@ -120,6 +124,7 @@ def slim(
         macs=(costs[0].macs, costs[1].macs),
         latency=_latency(original, slimmed, example, rounds) if rounds else None,
         difference=difference,
+        shared=shared,
     )
     return SlimResult(slimmed, report)
 
@@ -128,7 +133,7 @@ def _check(calibration: Iterable[Any], validation: Iterable[Any], max_drop: floa
     if iter(calibration) is calibration:
         raise UserError("calibration can be gone through only once: give a list of batches or a loader")
     if calibration is validation:
-        raise UserError("calibration and validation are the same: what was chosen on images cannot be proven on them")
+        raise UserError(_SAME)
     if isinstance(max_drop, bool) or not isinstance(max_drop, int | float) or not 0 <= max_drop < 100:
         raise UserError(
             f"max_drop={max_drop!r}: the allowed fall of accuracy in percentage points, from 0 and below 100, as 0.5"
@@ -168,6 +173,7 @@ class _Trial:
         falls: by every gate that was tried, the fall of accuracy with it and those before it gone, a fraction.
         why: of the gates that stay, why.
         correct: whether each calibration image is right without the gates that went, bool [n].
+        seen: hashes of the calibration images; empty until a gate was tried.
     """
 
     def __init__(
@@ -185,6 +191,7 @@ class _Trial:
         self.why: dict[str, str] = {}
         order = np.argsort(knocked.index, kind="stable")
         self.correct = self._before = knocked.correct[order]
+        self.seen: set[int] = set()
         self._labels = labels
         self._constants, self._gates, self._calibration = constants, gates, calibration
 
@@ -212,7 +219,11 @@ class _Trial:
 
     def _measured(self) -> NDArray[np.bool_]:
         """Whether each calibration image is right, by rising index."""
-        parts = [(b.indices, b.labels, _right(self.model, b)) for b in checked_batches(self._calibration, self.model)]
+        parts, first = [], not self.seen
+        for batch in checked_batches(self._calibration, self.model):
+            parts.append((batch.indices, batch.labels, _right(self.model, batch)))
+            if first:
+                self.seen.update(_hashes(batch.images))
         index, labels, right = (np.concatenate(part) for part in zip(*parts, strict=True))
         order = np.argsort(index, kind="stable")
         if not np.array_equal(labels[order], self._labels):
@@ -251,13 +262,26 @@ def _right(model: nn.Module, batch: Checked) -> NDArray[np.bool_]:
     return scores[0] == batch.labels
 
 
-def _both_right(one: nn.Module, other: nn.Module, batches: Iterable[Any]) -> tuple[list[bool], list[bool]]:
-    """Whether each of the images is right, by both networks, in one pass over the batches."""
-    pairs = [(_right(one, batch), _right(other, batch)) for batch in checked_batches(batches, one)]
-    if not pairs:
+def _hashes(images: Tensor) -> list[int]:
+    """64 bits of each image's numbers, by which this process knows it again."""
+    rows = images.detach().cpu().contiguous().flatten(1).view(torch.uint8)
+    return [hash(row.numpy().tobytes()) for row in rows]
+
+
+def _both_right(
+    one: nn.Module, other: nn.Module, batches: Iterable[Any], seen: set[int]
+) -> tuple[list[bool], list[bool], int]:
+    """Whether each image is right, by both networks, in one pass; and how many are left out, having been seen."""
+    parts = []
+    for batch in checked_batches(batches, one):
+        fresh = np.array([item not in seen for item in _hashes(batch.images)])
+        parts.append((fresh, _right(one, batch), _right(other, batch)))
+    if not parts:
         raise UserError("validation gave no image: nothing can be proven")
-    first, second = (np.concatenate(part).tolist() for part in zip(*pairs, strict=True))
-    return first, second
+    fresh, first, second = (np.concatenate(part) for part in zip(*parts, strict=True))
+    if not fresh.any():
+        raise UserError(_SAME)
+    return first[fresh].tolist(), second[fresh].tolist(), int((~fresh).sum())
 
 
 def _outcomes(

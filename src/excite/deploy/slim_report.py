@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from excite.deploy.proof import Proof
+from excite.page import counted
 from excite.timing import Spread
 
 __all__ = ["CalibrationReport", "LatencyReport", "SlimGate", "SlimReport"]
@@ -90,6 +91,7 @@ class SlimReport:
         latency: before and after; None where it was not measured.
         difference: largest difference between the outputs with constants folded and with constants multiplied, as a
             share of the largest output.
+        shared: validation images that were among the calibration images too, and are left out of the proof.
     """
 
     max_drop: float
@@ -101,6 +103,7 @@ class SlimReport:
     macs: tuple[int, int]
     latency: LatencyReport | None
     difference: float
+    shared: int = 0
 
     @property
     def gone(self) -> tuple[SlimGate, ...]:
@@ -112,7 +115,10 @@ class SlimReport:
         """What is proven, in plain words."""
         if self.proof is None:
             return "No gate was taken out: the network is as it was, and the validation images were not looked at."
-        return str(self.proof)
+        if not self.shared:
+            return str(self.proof)
+        more = f"{counted(self.shared, 'more validation image')} {'is' if self.shared == 1 else 'are'} left out"
+        return f"{self.proof} {more}: the gates were chosen on {'it' if self.shared == 1 else 'them'}, too."
 
     def to_dict(self) -> dict[str, Any]:
         """Every field and the finding, JSON-able."""
@@ -126,6 +132,7 @@ class SlimReport:
             "macs": dict(zip(before_after, self.macs, strict=True)),
             "latency": None if self.latency is None else asdict(self.latency) | {"image": list(self.latency.image)},
             "difference": self.difference,
+            "shared": self.shared,
             "saved_in": self.saved_in,
             "gates": [asdict(gate) | {"into": list(gate.into)} for gate in self.gates],
         }
@@ -138,13 +145,13 @@ class SlimReport:
             proof = self.proof
             lines += [
                 f"validation    {_interval(proof.before, proof.before_interval)} before, "
-                f"{_interval(proof.after, proof.after_interval)} after; {proof.images:,} images",
+                f"{_interval(proof.after, proof.after_interval)} after; {counted(proof.images, 'image')}",
                 f"  fall        {_interval(proof.fall, proof.fall_interval, 'points')}; "
                 f"McNemar's p of no change {proof.p:.2g}",
             ]
         lines += [
             f"calibration   {100 * calibration.before:.2f} % before, {100 * calibration.after:.2f} % after; "
-            f"{calibration.images:,} images, on which the gates were chosen",
+            f"{counted(calibration.images, 'image')}, on which the gates were chosen",
             f"parameters    {_before_after(self.parameters)}",
             f"MACs          {_before_after(self.macs)}",
         ]
@@ -152,7 +159,7 @@ class SlimReport:
             time = self.latency
             lines.append(
                 f"one image     {time.before_ms.p50:.2f} -> {time.after_ms.p50:.2f} ms, ratio {time.ratio.p50:.3f} "
-                f"({time.ratio.p20:.3f} to {time.ratio.p80:.3f} of {time.rounds} rounds)"
+                f"({time.ratio.p20:.3f} to {time.ratio.p80:.3f} of {counted(time.rounds, 'round')})"
             )
         count = len(self.gates)
         lines.append(

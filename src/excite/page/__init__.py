@@ -25,7 +25,7 @@ from excite.page.controls import Choice, Live, Meter, Option
 from excite.page.document import Figure, Page, Section
 from excite.page.series import Series, series_styles
 from excite.page.tables import Cell, Row, Table
-from excite.page.text import figure_text, typeset
+from excite.page.text import counted, figure_text, typeset
 
 __all__ = [
     "Cell",
@@ -39,6 +39,7 @@ __all__ = [
     "Section",
     "Series",
     "Table",
+    "counted",
     "figure_text",
     "series_styles",
     "typeset",

@@ -8,7 +8,12 @@ import re
 
 from excite.errors import UserError
 
-__all__ = ["escape", "figure_text", "json_text", "typeset"]
+__all__ = ["counted", "escape", "figure_text", "json_text", "typeset"]
+
+
+def counted(n: int, one: str, many: str = "") -> str:
+    """A number of things: "1 image", "2,000 images"; ``many`` where it is not ``one`` with an s."""
+    return f"{n:,} {one if n == 1 else many or f'{one}s'}"
 
 
 def escape(text: str) -> str:
