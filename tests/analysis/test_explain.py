@@ -24,6 +24,7 @@ from excite.analysis.summary import findings, summary
 from excite.analysis.thumbnails import SMALL, pictures_seen, thumbnails
 from excite.cli import main
 from excite.errors import UserError
+from excite.page import counted
 
 
 @pytest.fixture(scope="module")
@@ -316,6 +317,40 @@ def test_the_summary_says_what_is_told_and_what_is_not():
     assert summary([gate(0.5, mean=(-0.3, 0.001, 0.04))])[1].startswith("No gate could be shown to be of use")
 
 
+def test_one_of_a_thing_is_one():
+    told = [f.why for f in findings([gate(0.0, p=0.6), gate(0.4), gate(0.8, constant=1)])]
+    assert told[0].startswith("the first gate: specificity") and told[1].startswith("the last gate: specificity")
+    assert told[3].startswith("1 of 10 channels of g varies by")
+    assert summary([gate(0.5, p=None)])[0].startswith("1 gate; whether they")
+
+
+def test_so_few_images_support_nothing(tmp_path):
+    path = explain(planted(KINDS), [planted_images(27)], tmp_path, classes=list("abcd"), permutations=199)
+    e = json.loads(path.with_suffix(".json").read_text())
+    assert e["summary"] == [
+        "27 images of 4 classes are too few to say what these gates do: that takes at least 28, two a class and 20 "
+        "more. All numbers are of these images alone."
+    ]
+    assert [f["holds"] for f in e["findings"]] == ["undecided"] * 4
+    assert all(f["why"].startswith("too few images; ") for f in e["findings"])
+    assert "27 images of 4 classes are too few" in path.read_text()
+    # Of many images, but hardly any in the sample, which tests and intervals are of.
+    explain(planted(KINDS), loader(), tmp_path, classes=NAMES, sample=12, permutations=9, pictures=False)
+    e = json.loads(path.with_suffix(".json").read_text())
+    assert e["summary"][0].startswith("A sample of 12 images of 4 classes is too few") and len(e["summary"]) == 1
+
+
+def test_one_image_is_no_images(tmp_path, capsys):
+    images, labels = planted_images(41)
+    labels[labels == 3] = 2
+    labels[0] = 3
+    with pytest.raises(UserError, match="'b' has 1 image here: give classes of two or more"):
+        explain(planted(), [(images, labels)], tmp_path, classes=list("acdb"), show_classes=("a", "b"), permutations=0)
+    with pytest.raises(UserError, match="1 image: an explanation needs at least 4"):
+        explain(planted(), [planted_images(1)], tmp_path)
+    assert counted(2000, "class", "classes") == "2,000 classes"
+
+
 def test_a_planted_network_is_described_as_it_was_planted(found):
     assert [f["holds"] for f in found["findings"]] == ["yes", "yes", "yes", "no"]
     assert found["summary"][0].startswith("1 of 3 gates differs between classes by more than chance; most in ")
@@ -349,9 +384,17 @@ def test_mistakes_are_named(tmp_path):
         explain(planted(), batches, tmp_path, classes=("a", "b"))
     with pytest.raises(UserError, match="3 images: an explanation needs at least 4"):
         explain(planted(), [(planted_images(3)[0], torch.tensor([0, 0, 1]))], tmp_path)
+    with pytest.raises(UserError, match="labels of a batch are of type NoneType"):
+        explain(planted(), [(batches[0][0], None)], tmp_path)
     with pytest.raises(UserError, match="no class has two images"):
         explain(planted(), [planted_images(4)], tmp_path)
     assert list(tmp_path.iterdir()) == [], "nothing was written"
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(UserError, match=r"out='.*taken' is a file: give a folder"):
+        explain(planted(), batches, tmp_path / "taken")
+    with pytest.raises(UserError, match=r"out='.*explain.html' cannot be written: .*taken is a file"):
+        explain(planted(), batches, tmp_path / "taken" / "below")
+    assert (tmp_path / "taken").read_text() == "mine"
 
 
 def test_a_network_without_logits_has_no_knock_outs(tmp_path):

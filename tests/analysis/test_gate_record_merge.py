@@ -90,7 +90,7 @@ def test_moments_of_any_split():
 
 def test_what_does_not_add_up(network, images):
     one = recorded(network, images, np.arange(9))
-    with pytest.raises(UserError, match="image 8 is in both records, 1 images in all"):
+    with pytest.raises(UserError, match="image 8 is in both records, 1 image in all: give"):
         one.merge(recorded(network, images, np.arange(8, 12)))
     with pytest.raises(UserError, match="records with sample_size=25 and 26 do not add up"):
         one.merge(recorded(network, images, np.arange(9, 12), sample=26))

@@ -324,6 +324,7 @@ def test_mistakes(network):
         ({"validation": few}, "calibration and validation are the same images"),
         ({"calibration": []}, "calibration gave no image"),
         ({"validation": []}, "validation gave no image: nothing can be proven"),
+        ({"calibration": [(few[0][0], None)]}, "labels of a batch are of type NoneType"),
         ({"calibration": Shuffled()}, "another order, at each pass"),
         ({"max_drop": -0.1}, "max_drop=-0.1: the allowed fall of accuracy in percentage points"),
         ({"max_drop": 100}, "max_drop=100"),

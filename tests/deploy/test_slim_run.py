@@ -238,6 +238,8 @@ def test_mistakes_of_the_command(checkpoint, tmp_path, capsys):
     (tmp_path / "taken").write_text("")
     with pytest.raises(UserError, match="taken' is a file"):
         slim_checkpoint(config(checkpoint, out=str(tmp_path / "taken")), data=data)
+    with pytest.raises(UserError, match="cannot be written: .*taken is a file"):
+        slim_checkpoint(config(checkpoint, out=str(tmp_path / "taken" / "below")), data=data)
     spec, plain = network("resnet20")
     with pytest.raises(UserError, match="has no gate"):
         slim_checkpoint(config(saved(tmp_path / "plain.safetensors", plain, spec, size=16)), data=data)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from excite.analysis.moments import Floats, Ints
 from excite.data import DataSet, make_loader
 from excite.errors import UserError
+from excite.page import counted
 from excite.training.batches import image_preparer, reader_count
 
 __all__ = ["Checked", "ImageBatch", "ImageBatches", "checked_batches", "kept_random", "scores_of"]
@@ -113,7 +114,8 @@ def checked_batches(batches: Iterable[Any], model: nn.Module) -> Iterator[Checke
     Images without indices are numbered in the order in which they come.
 
     Raises:
-        ValueError: batches that are not tuples of images and labels, images of whole numbers, lengths that differ.
+        ValueError: batches that are not tuples of images and labels, images of whole numbers, labels or indices of
+            none, lengths that differ.
     """
     weight = next(itertools.chain(model.parameters(), model.buffers()), torch.empty(0))
     start = 0
@@ -122,7 +124,7 @@ def checked_batches(batches: Iterable[Any], model: nn.Module) -> Iterator[Checke
             raise UserError(
                 f"batches give a {type(batch).__name__}: give tuples (images, labels) or (images, labels, indices)"
             )
-        images, labels = batch[0], _whole_numbers(batch[1])
+        images, labels = batch[0], _whole_numbers(batch[1], "labels", "the class of each image, int64 [N]")
         if not images.is_floating_point():
             raise UserError(
                 f"images are {str(images.dtype).removeprefix('torch.')}: prepare them as the network takes them; "
@@ -130,14 +132,17 @@ def checked_batches(batches: Iterable[Any], model: nn.Module) -> Iterator[Checke
             )
         names, index = None, np.arange(start, start + len(images))
         if len(batch) == 3:
-            if len(batch[2]) and isinstance(batch[2][0], str):
+            if _are_names(batch[2]):
                 names = tuple(batch[2])
             else:
-                index = _whole_numbers(batch[2])
-        if labels.shape != (len(images),) or len(index if names is None else names) != len(images):
+                index = _whole_numbers(
+                    batch[2], "indices", "each image's place in its data set, int64 [N], or its name"
+                )
+        told = index.shape if names is None else (len(names),)
+        if not labels.shape == told == (len(images),):
             raise UserError(
-                f"a batch of {len(images)} images with labels {labels.shape} and "
-                f"{len(index if names is None else names)} indices: give one of each an image"
+                f"a batch of {counted(len(images), 'image')} with labels {labels.shape} and indices {told}: give one "
+                "of each an image"
             )
         if len(images):
             dtype = weight.dtype if weight.is_floating_point() else images.dtype
@@ -145,8 +150,21 @@ def checked_batches(batches: Iterable[Any], model: nn.Module) -> Iterator[Checke
         start += len(images)
 
 
-def _whole_numbers(values: Any) -> Ints:
-    return np.asarray(values.cpu() if isinstance(values, Tensor) else values, dtype=np.int64)
+def _are_names(ids: Any) -> bool:
+    return isinstance(ids, Sequence | np.ndarray) and len(ids) > 0 and isinstance(ids[0], str)
+
+
+def _whole_numbers(values: Any, what: str, wanted: str) -> Ints:
+    """Numbers as int64; an error where they are none, or not whole."""
+    try:
+        numbers = np.asarray(values.tolist() if isinstance(values, Tensor) else values)
+        whole = not numbers.size or numbers.dtype.kind in "iub"
+    except (TypeError, ValueError):  # lists of several lengths, tensors of another device
+        whole = False
+    if not whole:
+        given = values.dtype if isinstance(values, Tensor | np.ndarray) else type(values).__name__
+        raise UserError(f"{what} of a batch are of type {given}: give {wanted}")
+    return numbers.astype(np.int64)
 
 
 @contextmanager

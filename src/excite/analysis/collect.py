@@ -19,12 +19,13 @@ from excite.analysis.knockout import KnockOuts
 from excite.analysis.moments import Ints
 from excite.analysis.record import GateRecord, SiteRecord
 from excite.analysis.statistics import effective_rank, kinds_of_channels, saturation, site_correlation
-from excite.analysis.summary import findings, notes, summary
+from excite.analysis.summary import findings, notes, summary, too_few
 from excite.errors import UserError, unknown
+from excite.page import counted
 from excite.timing import describe_machine
 from excite.training.result import versions
 
-__all__ = ["collected", "only_sites"]
+__all__ = ["collected", "drawable", "only_sites"]
 
 
 def only_sites(record: GateRecord, patterns: Sequence[str]) -> GateRecord:
@@ -38,6 +39,18 @@ def only_sites(record: GateRecord, patterns: Sequence[str]) -> GateRecord:
             raise unknown("gate", pattern, [site.name for site in record.sites])
     kept = [s for s in record.sites if any(fnmatchcase(name, p) for p in patterns for name in (s.name, s.label))]
     return replace(record, sites=tuple(kept)) if patterns else record
+
+
+def drawable(record: GateRecord, show_classes: Sequence[str] = ()) -> Ints:
+    """The classes that a page draws, as indices.
+
+    Raises:
+        ValueError: fewer than four images in the sample, or classes that cannot be drawn.
+    """
+    if len(record.sample_rows) < 4:
+        images = counted(len(record.sample_rows), "image")
+        raise UserError(f"{images}: an explanation needs at least 4, and thousands to be worth it")
+    return classes_to_show(record, show_classes)
 
 
 def collected(
@@ -69,17 +82,14 @@ def collected(
     Raises:
         ValueError: fewer than four images in the sample, or classes that cannot be drawn.
     """
-    if len(record.sample_rows) < 4:
-        raise UserError(
-            f"{len(record.sample_rows)} images: an explanation needs at least 4, and thousands to be worth it"
-        )
     level = float(settings["level"])
-    shown, listed = classes_to_show(record, show_classes), images_to_list(record)
+    shown, listed = drawable(record, show_classes), images_to_list(record)
     # The smallest p is 1 / (deals + 1), and Holm's procedure multiplies it by the number of gates.
     deals = permutations and max(permutations, math.ceil(4 * len(record.sites) / (1 - level)))
     found = specificity(record, permutations=deals, level=level, seed=int(settings["seed"]))
     gates = tuple(_summary(site, of, knocked) for site, of in zip(record.sites, found, strict=True))
     details = gate_details(record, shown, listed)
+    few = too_few(len(record.sample_rows), len(np.unique(record.sample_labels)), record.n)
     known = bool((record.images.predicted >= 0).all())
     explanation = Explanation(
         network=dict(network),
@@ -95,8 +105,8 @@ def collected(
         correlation=_correlation(record),
         images=_images(record, listed, details, image_name),
         listed=tuple(listed.tolist()),
-        summary=summary(gates),
-        findings=findings(gates),
+        summary=summary(gates, few),
+        findings=findings(gates, few),
         skipped=record.skipped,
         versions=versions(),
         machine=describe_machine(device),

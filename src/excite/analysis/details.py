@@ -13,6 +13,7 @@ from excite.analysis.moments import Floats, Ints
 from excite.analysis.record import GateRecord, SiteRecord
 from excite.analysis.statistics import opened
 from excite.errors import UserError, unknown
+from excite.page import counted
 
 __all__ = ["CLASSES", "classes_to_show", "gate_details", "images_to_list"]
 
@@ -47,9 +48,8 @@ def classes_to_show(record: GateRecord, wanted: Sequence[str] = ()) -> Ints:
             raise UserError(f"show_classes: {len(chosen)} classes named; with these gates a page holds at most {most}")
         bare = [record.classes[k] for k in chosen if count[k] < 2]
         if bare:
-            raise UserError(
-                f"show_classes: {bare[0]!r} has {count[chosen].min()} images here: give classes of two or more"
-            )
+            images = counted(int(count[record.classes.index(bare[0])]), "image")
+            raise UserError(f"show_classes: {bare[0]!r} has {images} here: give classes of two or more")
         return chosen
     there = np.flatnonzero(count > 1)
     if not len(there):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from excite.analysis.batches import ImageBatches, checked_batches
-from excite.analysis.collect import collected, only_sites
+from excite.analysis.collect import collected, drawable, only_sites
 from excite.analysis.config import ExplainConfig
 from excite.analysis.explanation import Explanation
 from excite.analysis.knockout import KnockOuts, knock_out
@@ -27,7 +27,7 @@ from excite.checkpoint import Checkpoint, read_checkpoint
 from excite.data import DataSet
 from excite.data.dataset import FileSplit
 from excite.errors import UserError
-from excite.files import write_atomic
+from excite.files import check_writable, write_atomic
 from excite.training.trained import checkpoint_file, data_as_trained, pick_device
 
 __all__ = ["explain", "explain_checkpoint"]
@@ -76,7 +76,7 @@ def explain(
 
     Raises:
         ValueError: a network without gates or in training mode, batches of another form, unknown gates or classes, too
-            few images, or a loader that cannot be gone through again.
+            few images, a loader that cannot be gone through again, or an ``out`` that is a file.
     """
     if iter(loader) is loader:
         raise UserError(
@@ -154,8 +154,12 @@ def _explained(
     progress: bool,
     image_name: Callable[[int], str] | None = None,
 ) -> Explanation:
+    if out.is_file():
+        raise UserError(f"out={str(out)!r} is a file: give a folder")
+    check_writable(out / "explain.html", "out")
     record = record_gates(model, batches, classes=classes, sample=config.sample, progress=progress, seed=config.seed)
     record = only_sites(record, config.sites)
+    drawable(record, config.show_classes)  # what cannot be drawn is said before the long part, not after it
     knocked = _knocked_out(model, batches, record, config, progress) if config.knock_out else None
     settings = config.to_dict()
     for field in ("checkpoint", "data", "out", "download", "workers", "trust", "bad_image_limit"):

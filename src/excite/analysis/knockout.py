@@ -19,6 +19,7 @@ from excite.analysis.recording import weights_digest
 from excite.analysis.resume import Resumer
 from excite.analysis.taps import Taps, tapped
 from excite.errors import UserError, unknown
+from excite.page import counted
 from excite.significance import bootstrap_means, holm_adjust, mcnemar_p, paired_p, paired_proportions
 from excite.training.progress import Bar, Silent
 
@@ -174,8 +175,8 @@ def _check(sites: Sequence[SiteRecord], modes: Sequence[str], record: GateRecord
             raise unknown("mode", mode, MODES)
     if "shuffle" in modes and len(record.sample_rows) < 2:
         raise UserError(
-            f"mode 'shuffle' draws from the record's sample, which has {len(record.sample_rows)} images: record with a "
-            "larger sample"
+            "mode 'shuffle' draws from the record's sample, which has "
+            f"{counted(len(record.sample_rows), 'image')}: record with a larger sample"
         )
     if not 0 < level < 1:
         raise UserError(f"level={level}: a confidence level lies between 0 and 1, for example 0.95")

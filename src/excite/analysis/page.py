@@ -21,6 +21,7 @@ from excite.page import (
     Section,
     Series,
     Table,
+    counted,
     series_styles,
     typeset,
 )
@@ -40,11 +41,11 @@ def explanation_page(e: Explanation, pictures: Mapping[int, Thumbnail] | None = 
     """
     first, series = _series(e)
     where = f" on {e.data['name']}" if "name" in e.data else ""
-    images = f"{e.data['images']:,} images of {len(e.classes):,} classes"
+    images = f"{counted(e.data['images'], 'image')} of {counted(len(e.classes), 'class', 'classes')}"
     page = Page(
         f"What the gates of {e.network['name']} do{where}",
         lead=[typeset(sentence) for sentence in e.summary],
-        about=f"excite explain, {e.created[:10]}. {len(e.gates)} gates, {images}.",
+        about=f"excite explain, {e.created[:10]}. {counted(len(e.gates), 'gate')}, {images}.",
         live=Live("explain.js", live_data(e, series, pictures or {})),
     )
     _findings(page.section(), e)
@@ -112,7 +113,7 @@ def _option(i: int, g: GateSummary, specific: float, varies: float, worth: float
     meters.append(Meter("saturated", f"{100 * (g.near_low + g.near_high):.0f} %", g.near_low + g.near_high, "@3"))
     if k := g.knock_out("mean"):
         meters.append(Meter("loss", _signed(k.loss.value, 3), abs(k.loss.value) / max(worth, 1e-3), "@2"))
-    return Option(str(i), g.block, f"{g.channels} channels", meters)
+    return Option(str(i), g.block, counted(g.channels, "channel"), meters)
 
 
 def _gates(e: Explanation) -> Choice:
@@ -161,8 +162,8 @@ def _one_gate(section: Section, e: Explanation, series: Mapping[str, Series], fi
 def _images(page: Page, e: Explanation) -> None:
     section = page.section(
         "One image",
-        f"{len(e.listed)} images of the sample: the mistakes with the largest loss, up to a third of all, the others "
-        "spread over the classes.",
+        f"{counted(len(e.listed), 'image')} of the sample: the mistakes with the largest loss, up to a third of all, "
+        "the others spread over the classes.",
     )
     listed = set(e.listed)
     labels = sorted({image.label for image in e.images if image.index in listed})

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from excite.analysis.moments import Floats, Ints, Moments
 from excite.errors import UserError, unknown
+from excite.page import counted
 
 __all__ = ["GateRecord", "Images", "SiteRecord", "largest", "smallest"]
 
@@ -304,8 +305,8 @@ def _check_alike(one: GateRecord, other: GateRecord) -> None:
     if len(both):
         row = int(np.flatnonzero(one.images.key == both[0])[0])
         raise UserError(
-            f"image {one.images.index[row]} is in both records, {len(both)} images in all: give each image to one "
-            "of them, with its index in the data set"
+            f"image {one.images.index[row]} is in both records, {counted(len(both), 'image')} in all: give each image "
+            "to one of them, with its index in the data set"
         )
 
 

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from excite.analysis.config import ExplainConfig
 from excite.analysis.explanation import Explanation, GateSummary
+from excite.page import counted
 from excite.training.progress import is_first_process
 
 __all__ = ["show_explanation"]
@@ -25,7 +26,7 @@ def show_explanation(e: Explanation, config: ExplainConfig | None = None) -> Non
         return
     console = Console(highlight=False)
     accuracy = "" if e.accuracy is None else f", accuracy {100 * e.accuracy:.2f} %"
-    where = f"{e.data['images']:,} images of {e.data.get('name', 'the loader')}"
+    where = f"{counted(e.data['images'], 'image')} of {e.data.get('name', 'the loader')}"
     console.print()
     console.print(f"{e.network['name']}, gates {e.gates[0].gate}: {where}{accuracy}", markup=False, style="dim")
     console.print(_table(e))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from excite.analysis.moments import Floats, Ints
 from excite.analysis.record import GateRecord, SiteRecord, smallest
 from excite.errors import UserError
+from excite.page import counted
 
 __all__ = [
     "CONSTANT_SD",
@@ -162,7 +163,7 @@ def site_correlation(record: GateRecord, *, images: int = 1000) -> Floats:
     """
     n = min(images, len(record.sample_rows))
     if n < 4:
-        raise UserError(f"{n} images: correlation of gates needs at least 4 in the sample")
+        raise UserError(f"{counted(n, 'image')}: correlation of gates needs at least 4 in the sample")
     chosen = smallest(record.images.key[record.sample_rows], n)
     grams = []
     for site in record.sites:
@@ -236,7 +237,8 @@ def opened(record: GateRecord, index: int, *, top: int = 5, sites: Sequence[str]
     place = int(np.searchsorted(record.sample_rows, row))
     if place == len(record.sample_rows) or record.sample_rows[place] != row:
         raise UserError(
-            f"image {index} is not in the sample of {len(record.sample_rows)} images: record with a larger sample"
+            f"image {index} is not in the sample of {counted(len(record.sample_rows), 'image')}: "
+            "record with a larger sample"
         )
     chosen = record.sites if sites is None else [record.site(name) for name in sites]
     found = []

@@ -9,12 +9,14 @@ undecided.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from excite.analysis.explanation import Explanation, Finding, GateSummary
 from excite.analysis.statistics import CONSTANT_SD
+from excite.page import counted
 
-__all__ = ["AGNOSTIC", "ALPHA", "NEARLY_ALL", "findings", "notes", "summary"]
+__all__ = ["AGNOSTIC", "ALPHA", "NEARLY_ALL", "SPARE", "findings", "notes", "summary", "too_few"]
 
 AGNOSTIC = 0.1
 """Specificity under which a gate counts as class-agnostic: classes make up less than a tenth of its variance. So does
@@ -22,15 +24,43 @@ one whose class means lie a standard deviation of at most ``CONSTANT_SD`` apart:
 NEARLY_ALL = 0.9
 """Share of a gate's channels that have to be nearly constant for the gate to be; under a half, it is not."""
 ALPHA = 0.05
+SPARE = 20
+"""Images beyond two a class under which nothing is said of a network. With as many, 95 % intervals of specificity hold
+in 88 to 98 % of simulated draws; with 12 images of two or four classes, in 81 to 93 %."""
 
 Holds = Literal["yes", "no", "undecided"]
 
 
-def findings(gates: Sequence[GateSummary]) -> tuple[Finding, ...]:
+def too_few(images: int, classes: int, whole: int) -> str:
+    """Says that so few images support nothing; "" where they are enough.
+
+    Args:
+        images: how many the sample has.
+        classes: of how many classes.
+        whole: of how many images it was drawn.
+    """
+    least = 2 * classes + SPARE
+    if images >= least:
+        return ""
+    which = f"{counted(images, 'image')} of {counted(classes, 'class', 'classes')}"
+    which = f"{which} are" if images == whole else f"A sample of {which} is"
+    return (
+        f"{which} too few to say what these "
+        f"gates do: that takes at least {least:,}, two a class and {SPARE} more. All numbers are of these images alone."
+    )
+
+
+def findings(gates: Sequence[GateSummary], few: str = "") -> tuple[Finding, ...]:
     """The paper's observations, looked for in these gates; none where classes cannot be told apart by the data.
 
     Early and late are the first and the last third of the gates, one at least.
+
+    Args:
+        gates: in the order of execution.
+        few: that the images are too few, see ``too_few``: then all is undecided.
     """
+    if few:
+        return tuple(replace(f, holds="undecided", why=f"too few images; {f.why}") for f in findings(gates))
     if not gates or any(g.specificity is None or (g.specificity.low is None and not _is_constant(g)) for g in gates):
         return ()
     third = max(1, len(gates) // 3)
@@ -78,7 +108,8 @@ def _all_or_some(
     fails: Callable[[GateSummary], bool],
 ) -> Finding:
     """What is said of all of some gates: it holds for each, fails for some, or nobody can tell."""
-    said = f"the {which} {_counted(len(gates), 'gate')}: {_spans(gates)}"
+    those = "gate" if len(gates) == 1 else f"{len(gates)} gates"
+    said = f"the {which} {those}: {_spans(gates)}"
     if all(map(holds, gates)):
         return Finding(name, "yes", said)
     others = [g for g in gates if fails(g)]
@@ -117,9 +148,8 @@ def _rise(early: Sequence[GateSummary], late: Sequence[GateSummary]) -> Finding:
 def _last(gate: GateSummary) -> Finding:
     share = gate.near_constant / gate.channels
     holds: Holds = "yes" if share >= NEARLY_ALL else "no" if share < 0.5 else "undecided"
-    said = (
-        f"{gate.near_constant} of {gate.channels} channels of {gate.block} vary by a standard deviation of at most 0.01"
-    )
+    channels = f"{gate.near_constant} of {counted(gate.channels, 'channel')} of {gate.block}"
+    said = f"{channels} {'varies' if gate.near_constant == 1 else 'vary'} by a standard deviation of at most 0.01"
     return Finding("the last gate is nearly constant", holds, said)
 
 
@@ -128,22 +158,27 @@ def _told(g: GateSummary) -> bool:
     return g.p_holm is not None and g.p_holm <= ALPHA
 
 
-def summary(gates: Sequence[GateSummary]) -> tuple[str, ...]:
-    """What the numbers of the gates support, a sentence each, the most important first."""
-    return (_classes(gates), *_constant(gates), *_worth(gates))
+def summary(gates: Sequence[GateSummary], few: str = "") -> tuple[str, ...]:
+    """What the numbers of the gates support, a sentence each, the most important first.
+
+    Args:
+        gates: in the order of execution.
+        few: that the images are too few, see ``too_few``: then no more is said.
+    """
+    return (few,) if few else (_classes(gates), *_constant(gates), *_worth(gates))
 
 
 def _classes(gates: Sequence[GateSummary]) -> str:
     tested = [g for g in gates if g.specificity is not None and g.p_holm is not None]
     if not tested:
-        return f"{_counted(len(gates), 'gate')}; whether they tell classes apart was not tested."
+        return f"{counted(len(gates), 'gate')}; whether they tell classes apart was not tested."
     told = [g for g in tested if _told(g)]
     top = max(tested, key=lambda g: g.specificity.value if g.specificity else 0.0)
     assert top.specificity is not None
     if not told:
-        return f"None of the {_counted(len(tested), 'gate')} could be told from one that knows nothing of classes."
+        return f"None of the {counted(len(tested), 'gate')} could be told from one that knows nothing of classes."
     many = "All" if len(told) == len(tested) else f"{len(told)} of"
-    which = f"{many} {_counted(len(tested), 'gate')}" if len(tested) > 1 else "The one gate"
+    which = f"{many} {counted(len(tested), 'gate')}" if len(tested) > 1 else "The one gate"
     verb = "differs" if len(told) == 1 else "differ"
     return (
         f"{which} {verb} between classes by more than chance; most in {top.block}, where classes make up "
@@ -177,7 +212,7 @@ def _worth(gates: Sequence[GateSummary]) -> list[str]:
         ]
     g, k = max(needed, key=lambda pair: pair[1].loss.value)
     many = "All" if len(needed) == len(means) else f"{len(needed)} of"
-    which = f"{many} {_counted(len(means), 'gate')}" if len(means) > 1 else "The one gate"
+    which = f"{many} {counted(len(means), 'gate')}" if len(means) > 1 else "The one gate"
     points = f"{_points(k.accuracy.value)} points, {_points(k.accuracy.low)} to {_points(k.accuracy.high)}"
     said = [
         f"{which} can be shown to be of use: with the mean over all images in {'its' if len(needed) == 1 else 'their'} "
@@ -187,7 +222,7 @@ def _worth(gates: Sequence[GateSummary]) -> list[str]:
     if rest:
         worst = max(abs(end or 0.0) for k in rest for end in (k.accuracy.low, k.accuracy.high))
         said.append(
-            f"For the other {_counted(len(rest), 'gate') if len(rest) > 1 else 'one'} that is undecided: up to "
+            f"For the other {counted(len(rest), 'gate') if len(rest) > 1 else 'one'} that is undecided: up to "
             f"{_points(worst).removeprefix('+')} points of accuracy may hang on {'it' if len(rest) == 1 else 'one'}."
         )
     return said
@@ -197,12 +232,13 @@ def notes(e: Explanation) -> tuple[str, ...]:
     """What a reader must know beside the summary, a sentence each."""
     said = []
     if len(e.shown_classes) < len(e.classes):
-        said.append(
-            f"{len(e.shown_classes)} of {len(e.classes):,} classes are drawn; tables and sentences are of all classes."
+        drawn = (
+            f"{len(e.shown_classes)} of {len(e.classes):,} classes {'is' if len(e.shown_classes) == 1 else 'are'} drawn"
         )
+        said.append(f"{drawn}; tables and sentences are of all classes.")
     few = min((n for n in e.class_images if n), default=0)
     if few < 20:
-        said.append(f"The smallest class has {_counted(few, 'image')}: its curve is rough.")
+        said.append(f"The smallest class has {counted(few, 'image')}: its curve is rough.")
     said += [f"{name} could not be looked at: {reason}." for name, reason in e.skipped]
     said.append(
         "All this is of these images and this one training: another seed would train other gates. That a gate differs "
@@ -214,10 +250,6 @@ def notes(e: Explanation) -> tuple[str, ...]:
 def _points(fraction: float | None) -> str:
     text = f"{100 * (fraction or 0.0):+.2f}"
     return "0.00" if text in ("+0.00", "-0.00") else text
-
-
-def _counted(n: int, what: str) -> str:
-    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
 
 
 def _listed(items: Sequence[str]) -> str:

@@ -23,6 +23,7 @@ from excite.errors import UserError
 from excite.gates import Gate, GateConfig
 from excite.graph import View, as_inputs, record, unwrapped
 from excite.models.base import gate_modules
+from excite.page import counted
 from excite.surgery.sites import levels_of, stage_of
 from excite.surgery.zoo_gates import read_gate
 
@@ -108,10 +109,8 @@ class Taps:
         output = self.model(images)
         for name, s in self._seen.items():
             if len(s) != len(images):
-                raise UserError(
-                    f"{name} runs on {len(s)} maps for {len(images)} images: only gates that run on one map an image "
-                    "can be recorded"
-                )
+                maps = f"{counted(len(s), 'map')} for {counted(len(images), 'image')}"
+                raise UserError(f"{name} runs on {maps}: only gates that run on one map an image can be recorded")
         if not self.places:
             self._settle()
         return output, self._seen
