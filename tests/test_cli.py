@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 from excite.cli import VERBS, main, parse
+from excite.experiment import CompareConfig
 from excite.training.config import EvalConfig, TrainConfig
+from excite.training.folder import RunFolder
+from excite.training.trained import checkpoint_file
 
 
 def answer(capsys, *arguments):
@@ -175,6 +178,41 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
         main(["models"])
 
 
+def test_sigterm_is_an_exception_while_a_verb_runs(monkeypatch):
+    def ended(pattern):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("excite.models.list_models", ended)
+    heard = []
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        signal.signal(signal.SIGTERM, lambda *_: heard.append("mine") or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(["models"])  # what the caller does on SIGTERM stays
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with pytest.raises(SystemExit) as end:
+            main(["models"])
+        assert end.value.code == 143 and heard == ["mine"]
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("written", [["--out", "~"], ["--out=~"], ["--out", "~/runs"], ["--out=~/runs"]])
+def test_the_home_folder_is_not_null(written, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = parse("train", written)
+    assert config.out == str(tmp_path / "runs" if "runs" in written[-1] else tmp_path)
+    assert parse("train", ["--out", "null"]).out is None
+
+
+def test_the_home_folder_is_known_in_files_and_from_python(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert RunFolder.of(TrainConfig(out="~/runs")).path == tmp_path / "runs"
+    assert CompareConfig(out="~/runs").folder() == tmp_path / "runs"
+    assert checkpoint_file("~/last.safetensors") == tmp_path / "last.safetensors"
+
+
 def test_a_missing_package_is_named_with_the_extra(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "jsonargparse", None)
     code, _, err = answer(capsys, "train")
@@ -199,7 +237,7 @@ def pictures(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_session_from_training_to_evaluation(capsys, pictures):
+def test_a_session_from_training_to_evaluation(capsys, caplog, pictures):
     code, out, err = answer(capsys, "train", *TINY, "--gate", "se", "--out", "run", "--workers", "0")
     assert code == 0, err
     assert re.search(r"epoch +1 +train loss [\d.]+ +val loss [\d.]+ +top-1 +[\d.]+ %", out)
@@ -210,6 +248,11 @@ def test_a_session_from_training_to_evaluation(capsys, pictures):
     assert json.loads(out)["top1"] == top1
     code, out, _ = answer(capsys, "eval", "run", "--workers", "0")
     assert code == 0 and all(name in out for name in ("blue", "green", "red", "recall", "confused"))
+    Path("pictures/red/0.png").write_bytes(b"no picture")
+    code, out, err = answer(capsys, "eval", "run", "--json", "--workers", "0", "--bad_image_limit", "0.1")
+    assert code == 0 and "1 of 60 pictures cannot be read and are skipped" in caplog.text, err
+    assert re.search(r"skipped \S*pictures/red/0.png: .", caplog.text)
+    assert [line.partition(": ")[0][-9:] for line in json.loads(out)["skipped"]] == ["red/0.png"]
     code, out, err = answer(capsys, "train", *TINY, "--gate", "eca", "--out", "run")
     assert code == 2 and "holds a run with other settings (gate: 'se' there, 'eca' now)" in err
 

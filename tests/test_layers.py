@@ -23,7 +23,7 @@ RANKS = [
     {"surgery", "weights", "cost", "data"},
     {"checkpoint", "networks"},
     {"training"},
-    {"analysis", "bill", "sites"},
+    {"analysis", "bill", "listing", "sites"},
     {"deploy", "experiment"},
     {"cli"},
 ]

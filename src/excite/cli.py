@@ -8,12 +8,13 @@ import itertools
 import json
 import os
 import re
+import signal
 import sys
-import textwrap
+import threading
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from excite.training.settings import Settings, convert, read_yaml
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-__all__ = ["VERBS", "ListConfig", "Verb", "list_gates", "list_models", "main"]
+__all__ = ["VERBS", "Verb", "main"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,23 +127,18 @@ VERBS: dict[str, Verb] = {
         extra="compare",
     ),
     "models": Verb(
-        help="list the networks", config="excite.cli:ListConfig", run="excite.cli:list_models", positional=("pattern",)
+        help="list the networks",
+        config="excite.listing:ListConfig",
+        run="excite.listing:list_models",
+        positional=("pattern",),
     ),
     "gates": Verb(
-        help="list the gates", config="excite.cli:ListConfig", run="excite.cli:list_gates", positional=("pattern",)
+        help="list the gates",
+        config="excite.listing:ListConfig",
+        run="excite.listing:list_gates",
+        positional=("pattern",),
     ),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class ListConfig(Settings):
-    """List names.
-
-    Args:
-        pattern: only names that match it, as "se_*".
-    """
-
-    pattern: str = "*"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -155,10 +151,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 where a part of what was asked for could not be done (as a verb's ``show`` says), 2 for a
         mistake in what was asked for (one line on stderr), 130 after ctrl-C. Anything else that goes wrong is a bug
         and keeps its traceback.
+
+    Raises:
+        SystemExit: with code 143, on SIGTERM.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _run(arguments)
+        with _ended_by_sigterm():
+            return _run(arguments)
     except UserError as error:
         print(f"excite: {error}", file=sys.stderr)
         return 2
@@ -173,40 +173,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
 
 
-def list_models(config: ListConfig) -> None:
-    """Prints the networks that `create_model` takes, one a line.
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Makes SIGTERM an exception, so that what is half made is taken away; where it does something else, that stays."""
 
-    Raises:
-        ValueError: none matches the pattern.
-    """
-    from excite import models
+    def end(*_: object) -> None:
+        # In training Lightning's own handler calls this one, and ends the run after the batch.
+        if signal.getsignal(signal.SIGTERM) is end:
+            raise SystemExit(128 + signal.SIGTERM)
 
-    names = models.list_models(config.pattern)
-    if not names:
-        raise unknown("model", config.pattern, models.list_models(), hint="`excite models` lists all")
-    print("\n".join(names))
-
-
-def list_gates(config: ListConfig) -> None:
-    """Prints the gates, each with its settings and their defaults.
-
-    Raises:
-        ValueError: none matches the pattern.
-    """
-    from excite.gates import GATES
-
-    names = [name for name in GATES if fnmatchcase(name, config.pattern)]
-    if not names:
-        raise unknown("gate", config.pattern, GATES, hint="`excite gates` lists all")
-    width = max(map(len, names))
-    for name in names:
-        kind = GATES[name]
-        # The module says what the gate is; the config only that it configures it.
-        about = (type(kind().build(64)).__doc__ or "").strip().partition("\n")[0]
-        options = ", ".join(f"{f.name}={_plain(f.default)}" for f in dataclasses.fields(kind))
-        print(f"{name:{width}}  {about}")
-        if options:
-            print(textwrap.fill(options, 100, initial_indent=" " * (width + 4), subsequent_indent=" " * (width + 4)))
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _run(arguments: list[str]) -> int:
@@ -262,7 +246,7 @@ def parse(name: str, arguments: list[str]) -> Settings | None:
     verb = VERBS[name]
     kind: type[Settings] = _home(verb.config)
     flags = ["--config", "--help", *(f"--{f.name}" for f in dataclasses.fields(kind))]
-    arguments = [_underscored(a) for a in arguments]
+    arguments = [_expanded(_underscored(a)) for a in arguments]
     _check_flags(name, arguments, flags)
     arguments = _bracketed(arguments, kind)
     parser = jsonargparse.ArgumentParser(prog=f"excite {name}", description=_sentence(kind), exit_on_error=False)
@@ -270,8 +254,10 @@ def parse(name: str, arguments: list[str]) -> Settings | None:
     _add_fields(parser, kind, verb.positional, _from_files(arguments, kind))
     try:
         values = parser.parse_args(arguments)
-    except SystemExit:  # after --help
-        return None
+    except SystemExit as end:
+        if end.code:
+            raise
+        return None  # after --help
     except argparse.ArgumentError as error:
         raise _explain(str(error), kind) from None
     return kind(**{f.name: values[f.name] for f in dataclasses.fields(kind)})
@@ -314,6 +300,12 @@ def _sentence(kind: type[Settings]) -> str:
 def _underscored(argument: str) -> str:
     name, equals, value = argument.partition("=")
     return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument
+
+
+def _expanded(argument: str) -> str:
+    """``~`` and ``--out=~/runs`` with the home folder: a shell leaves them, and YAML takes ``~`` for null."""
+    flag, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    return flag + equals + os.path.expanduser(value) if value == "~" or value.startswith("~/") else argument
 
 
 def _bracketed(arguments: list[str], kind: type[Settings]) -> list[str]:
@@ -382,10 +374,6 @@ def _explain(message: str, kind: type[Settings]) -> UserError:
 def _home(home: str) -> Any:
     module, name = home.split(":")
     return getattr(import_module(module), name)
-
-
-def _plain(value: object) -> str:
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import sys
+from pathlib import Path
 
 import onnx
 import onnxruntime
@@ -291,6 +292,8 @@ MISTAKES = {
     "format": ({"format": "onxx"}, "unknown format 'onxx': did you mean 'onnx'"),
     "formats": ({"format": "tensorrt"}, "known: aoti, onnx, openvino, torch"),
     "suffix": ({"path": "x.onnx"}, "format 'torch' is written to files that end in .pt2, or format 'onnx' for this"),
+    "no file": ({"path": "."}, r"files that end in \.pt2$"),
+    "no folder": ({"path": Path(__file__) / "x.pt2"}, r"path='\S+' cannot be written: \S+\.py is a file"),
     "no suffix": ({"path": "x"}, r"files that end in \.pt2$"),
     "training": ({"model": tiny().train()}, r"eval mode.*model\.eval\(\)"),
     "dtype": ({"model": tiny().eval().double()}, r"got torch\.float32, torch\.float64: call \.float\(\)"),

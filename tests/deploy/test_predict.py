@@ -3,6 +3,10 @@
 import csv
 import json
 import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -174,6 +178,30 @@ def test_export_prints_what_it_compared(capsys, checkpoint, tmp_path):
     )
 
 
+ENDED = """
+import signal, sys
+import excite.deploy.export as module
+from excite.cli import main
+
+def end(*given):
+    print(*sorted(path.name for path in __import__("pathlib").Path(sys.argv[1]).iterdir()))
+    signal.raise_signal(signal.SIGTERM)
+
+module.compare_outputs = end
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_sigterm_leaves_no_part_of_a_file(checkpoint, tmp_path):
+    command = ["export", checkpoint, "--format", "torch", "--out", tmp_path / "x.pt2", *TRUST]
+    done = subprocess.run(
+        [sys.executable, "-c", ENDED, tmp_path, *command], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    assert done.returncode == 143 and done.stderr == "", done.stderr
+    assert re.fullmatch(r"\.x\.pt2\.\w+\.tmp\n", done.stdout), "it was being written"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_file_lies_beside_the_checkpoint(capsys, tmp_path):
     save_tiny(tmp_path / "run" / "last.safetensors")
     code, text, _ = run(capsys, "export", tmp_path / "run", "--format", "torch", *TRUST)
@@ -194,6 +222,7 @@ def test_the_file_lies_beside_the_checkpoint(capsys, tmp_path):
         ("predict", ["{here}/x.onnx", "{photo}"], "model: there is no"),
         ("predict", ["{run}", "{photo}", "--top", "0"], "top=0"),
         ("predict", ["{run}", "{photo}", "--out", "x.txt"], "ends in .csv or .json"),
+        ("predict", ["{run}", "{photo}", "--out", "{photo}/x.csv"], "a.jpg/x.csv' cannot be written: "),
         ("predict", ["{run}", "{photo}", "--classes", "{here}/no.txt"], "classes: cannot read"),
     ],
 )

@@ -143,6 +143,30 @@ def test_an_interrupted_comparison_ends_like_one_that_was_not(
     assert second.epochs[0] == stop[1] + 1  # the epoch that was over is not trained again
 
 
+@pytest.mark.parametrize("content", [None, b"", b"nonsense", "cut"])
+def test_images_that_cannot_be_read_are_named_and_come_back_without_training(
+    tmp_path: Path, whole: tuple[Path, Comparison, Watch], content: bytes | str | None
+) -> None:
+    import shutil
+
+    out = tmp_path / "out"
+    shutil.copytree(whole[0], out)
+    file = out / "runs/se/seed-1/correct.safetensors"
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-5] if isinstance(content, str) else content)
+    watch = Watch()
+    with pytest.raises(
+        UserError, match=r"seed-1/correct.safetensors is missing or damaged \(.+\): remove \S+result.json,"
+    ):
+        run(out, watch, gates="none,se,eca")
+    assert watch.trained == []
+    (out / "runs/se/seed-1/result.json").unlink()
+    assert numbers(run(out, watch))[0] == numbers(whole[1])[0]
+    assert watch.epochs == []
+
+
 def test_another_recipe_in_the_same_folder_is_an_error(whole: tuple[Path, Comparison, Watch]) -> None:
     out, _, _ = whole
     with pytest.raises(UserError, match=r"differ from these in lr \(0.1 there, 0.05 now\).*name another folder"):

@@ -347,6 +347,19 @@ def test_the_folder_is_named_after_what_it_holds(data, tmp_path, monkeypatch):
     assert result.run_dir == f"runs/resnet20-se-reduction=8-seed0-{config.digest()}"
 
 
+def test_plain_is_one_run_however_it_is_said(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plain = dataclasses.replace(tiny_config("x", epochs=1), out=None)
+    first = train(plain, data=data, progress=Silent())
+    assert first.config["gate"] == "none"
+    assert train(dataclasses.replace(plain, gate="none"), data=data).to_dict() == first.to_dict()
+    assert len(list(Path("runs").iterdir())) == 1
+    # A run that was begun when null was still written.
+    held = Path(first.run_dir, "config.yaml")
+    held.write_text(held.read_text().replace("gate: none", "gate: null"))
+    assert train(dataclasses.replace(plain, out=first.run_dir), data=data).final == first.final
+
+
 def test_an_error_of_the_display_is_no_secret(data, tmp_path):
     with pytest.raises(PowerCut):
         train(tiny_config(tmp_path), data=data, progress=Watch(stop_after_epoch=2, error=PowerCut()))

@@ -100,6 +100,17 @@ def test_a_missing_or_binary_yaml_file_is_named(tmp_path):
         TrainConfig.from_yaml(tmp_path / "b.yaml")
 
 
+def test_one_run_has_one_form_however_it_is_spelled():
+    plain = [TrainConfig(model="resnet20", gate=gate).settled() for gate in (None, "none", " none ")]
+    assert {(c.model, c.gate) for c in plain} == {("resnet20", "none")}
+    spelled = [("se_resnet20", None), ("resnet20", "se"), ("resnet20", "se(reduction=16)"), ("resnet20", "se()")]
+    gated = [TrainConfig(model=model, gate=gate).settled() for model, gate in spelled]
+    assert {(c.model, c.gate) for c in gated} == {("resnet20", "se")}
+    assert TrainConfig(model="senet154").settled().gate == "se", "the gate that the name says"
+    assert TrainConfig(model="senet154", gate="none").settled().gate == "none"
+    assert TrainConfig(model="timm:resnet50d").settled().gate == "none"
+
+
 def test_free_settings_leave_the_digest_alone_and_others_change_it():
     config = TrainConfig()
     other = {"out": "x", "resume": False, "download": True, "workers": 3}

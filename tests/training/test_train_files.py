@@ -65,6 +65,27 @@ def test_a_crash_at_any_move_of_a_save_loses_no_whole_state(tmp_path, monkeypatc
     assert len(read_state(state)["excite"]["rows"]) == expected
 
 
+class Stopping:
+    """A file that ctrl-C comes to in its third write."""
+
+    def __init__(self, file):
+        self.file, self.calls = file, 0
+
+    def write(self, content):
+        self.calls += 1
+        if self.calls == 3:
+            raise KeyboardInterrupt
+        return self.file.write(content)
+
+
+def test_ctrl_c_in_the_middle_of_a_save_is_ctrl_c(tmp_path, monkeypatch):
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda state, file: save(state, Stopping(file)))
+    with pytest.raises(KeyboardInterrupt):
+        write_state(tmp_path / "last.ckpt", state(), tmp_path / "previous.ckpt")
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_truncated_state_is_refused_at_any_length(tmp_path):
     whole = tmp_path / "last.ckpt"
     write_state(whole, state(), tmp_path / "previous.ckpt")

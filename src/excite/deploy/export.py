@@ -21,6 +21,7 @@ from excite.deploy.export_sizes import Sizes, find_sizes, with_minimum
 from excite.deploy.manifest import Manifest
 from excite.deploy.runtimes import AXES, INPUT, ONNX_OPSET, RUNTIMES, Runtime, quiet
 from excite.errors import UserError, unknown
+from excite.files import check_writable
 from excite.graph import unwrapped
 from excite.training.progress import say
 
@@ -177,7 +178,7 @@ def runtime_for(format: str, path: Path) -> Runtime:
     """The runtime of a format, whose suffix the path has.
 
     Raises:
-        ValueError: an unknown format, or a path with another suffix or that is a folder.
+        ValueError: an unknown format, or a path with another suffix or where nothing can be written.
     """
     if format not in RUNTIMES:
         raise unknown("format", format, RUNTIMES)
@@ -186,8 +187,7 @@ def runtime_for(format: str, path: Path) -> Runtime:
         others = [name for name, other in RUNTIMES.items() if other.suffix == path.suffix]
         instead = f", or format {' or '.join(map(repr, others))} for this one" if others else ""
         raise UserError(f"{path}: format {format!r} is written to files that end in {runtime.suffix}{instead}")
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: name a file")
+    check_writable(path, "path")
     return runtime
 
 

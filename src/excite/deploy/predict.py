@@ -20,6 +20,7 @@ from excite.deploy.manifest import Manifest
 from excite.deploy.runtimes import RUNTIMES, runtime_of
 from excite.deploy.trained import check_preprocessing, class_names, open_checkpoint
 from excite.errors import UserError
+from excite.files import check_writable
 from excite.training.settings import Settings
 from excite.training.trained import pick_device
 
@@ -125,8 +126,10 @@ def predict(config: PredictConfig) -> Predictions:
 
     Raises:
         ValueError: a network's file that is missing, damaged, not trusted or says too little, a path that does not
-            exist, or a folder without pictures.
+            exist, a folder without pictures, or ``out`` where nothing can be written.
     """
+    if config.out is not None:
+        check_writable(Path(config.out).expanduser(), "out")
     paths = _find(config.images)
     predictor = open_predictor(
         config.model, classes=config.classes, trust=config.trust, device=pick_device(config.accelerator)

@@ -51,7 +51,7 @@ class CompareConfig(Recipe):
     def folder(self) -> Path:
         """Where the comparison lies."""
         if self.out is not None:
-            return Path(self.out)
+            return Path(self.out).expanduser()
         digest = hashlib.sha256(json.dumps(self.recipe(), sort_keys=True).encode()).hexdigest()[:8]
         words = re.sub(r"[^\w.=-]+", "-", f"compare-{self.model}-{self.data}")
         return Path("runs") / f"{words[:100]}-{digest}"

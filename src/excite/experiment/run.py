@@ -124,6 +124,7 @@ def _prepare(config: CompareConfig, gates: Sequence[str | GateConfig | None] | N
     study = _Study(config, configs, data, networks, folder, {}, [*notes, *data.notes], {})
     for gate, seed in study.order:
         if (result := folder.finished(gate, seed)) is not None:
+            result.correct()  # the conclusion needs it: known before anything is trained
             study.results[gate, seed] = result
     return study
 

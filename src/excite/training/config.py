@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from excite.errors import UserError
@@ -156,6 +156,18 @@ class TrainConfig(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("seed", at_least=0, below=2**63)
+
+    def settled(self) -> TrainConfig:
+        """The same run in the one form that folders know it by: the network's plain name, and its gate spelled out.
+
+        Raises:
+            ValueError: an unknown gate or option, or a gate for a network whose name says its own.
+        """
+        from excite.gates import parse_gate
+        from excite.models import split_alias
+
+        model, gate = split_alias(self.model, self.gate)
+        return replace(self, model=model, gate=str(parse_gate(gate) or "none"))
 
     def differences(self, other: TrainConfig) -> list[str]:
         """Names of the settings that differ and would change the numbers."""

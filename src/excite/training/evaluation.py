@@ -37,6 +37,7 @@ class EvalResult:
         per_class: a dict a class: name, images, correct, recall (share of its images found; None without images),
             precision (share of what was called it that is it; None if nothing was).
         confusion: confusion[i][j] images of class i were taken for class j.
+        skipped: "path: reason" of every picture of the set that cannot be read.
     """
 
     checkpoint: str
@@ -48,6 +49,7 @@ class EvalResult:
     loss: float
     per_class: list[dict[str, Any]]
     confusion: list[list[int]]
+    skipped: list[str]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -87,6 +89,7 @@ def evaluate(config: EvalConfig, *, data: DataSet | None = None) -> EvalResult:
         loss=row["val_loss"],
         per_class=_per_class(data.classes, confusion),
         confusion=confusion.tolist(),
+        skipped=list(data.unreadable),
     )
 
 

@@ -8,7 +8,7 @@ import pickle
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -39,10 +39,20 @@ def write_state(path: Path, state: dict[str, Any], previous: Path) -> None:
     At any moment a whole state is in one of the three places, of which ``path`` with ".new" behind it is the third:
     that ``path`` and ``previous`` are whole is not sure (a run may go on from the one when the other is damaged).
     """
-    new = write_atomic(path.with_name(path.name + ".new"), lambda file: torch.save(state, file))
+    new = write_atomic(path.with_name(path.name + ".new"), lambda file: _save(state, file))
     if path.exists():
         path.replace(previous)
     new.replace(path)
+
+
+def _save(state: dict[str, Any], file: IO[bytes]) -> None:
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        # Stopped by ctrl-C it tries to end the file all the same, and what is seen is that it cannot.
+        if isinstance(error.__context__, KeyboardInterrupt | SystemExit):
+            raise error.__context__ from None
+        raise
 
 
 def read_state(path: Path) -> dict[str, Any]:

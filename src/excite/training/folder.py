@@ -48,7 +48,7 @@ class RunFolder:
     def of(cls, config: TrainConfig) -> RunFolder:
         """The folder a config asks for: ``out``, else one under runs/ named after what it holds."""
         if config.out is not None:
-            return cls(Path(config.out))
+            return cls(Path(config.out).expanduser())
         words = [config.model, config.gate or "none", f"seed{config.seed}", config.digest()]
         return cls(Path("runs") / "-".join(re.sub(r"[^\w.=]+", "-", word).strip("-")[:100] for word in words))
 
@@ -65,7 +65,7 @@ class RunFolder:
             return
         if not self.config.exists():
             raise UserError(f"{self.path} is not empty and holds no run: name another folder with out")
-        held = TrainConfig.from_yaml(self.config)
+        held = TrainConfig.from_yaml(self.config).settled()
         if names := held.differences(config):
             shown = ", ".join(f"{n}: {getattr(held, n)!r} there, {getattr(config, n)!r} now" for n in names[:3])
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""

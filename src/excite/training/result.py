@@ -52,10 +52,22 @@ class RunResult:
     machine: dict[str, Any]
 
     def correct(self) -> Tensor:
-        """Whether each validation image was classified rightly after the last epoch, bool [n_val]: for paired tests."""
+        """Whether each validation image was classified rightly after the last epoch, bool [n_val]: for paired tests.
+
+        Raises:
+            ValueError: the file in the run's folder is missing or damaged.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return load_file(Path(self.run_dir) / "correct.safetensors")["correct"]
+        path = Path(self.run_dir) / "correct.safetensors"
+        try:
+            return load_file(path)["correct"]
+        except (OSError, KeyError, SafetensorError) as error:
+            raise UserError(
+                f"{path} is missing or damaged ({error}): remove {path.with_name('result.json')}, and the same command "
+                "writes both again from last.ckpt, without training"
+            ) from None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

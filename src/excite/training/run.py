@@ -62,9 +62,9 @@ def train(
             no longer finite.
         KeyboardInterrupt: on ctrl-C; the run can be resumed.
     """
-    gate = gate if gate is not None else parse_gate(config.gate)
     if gate is not None:
         config = dataclasses.replace(config, gate=str(gate))
+    config = config.settled()
     if network is not None and config.out is None:
         raise UserError("train(network=...) needs out: no setting tells one network of yours from another")
     folder = RunFolder.of(config)
@@ -197,7 +197,7 @@ def _fit(job: _Job, progress: Progress | None) -> RunResult:
     config, folder, network = job.config, job.folder, job.network
     if not is_first_process():
         progress = Silent()
-    label = f"{config.model}, gate {config.gate or 'none'}, seed {config.seed}"
+    label = f"{config.model}, gate {config.gate}, seed {config.seed}"
     recorder = Recorder(folder, progress or default_progress(), label, job.save)
     averages = [] if config.ema is None else [MovingAverage(config.ema)]
     with quiet_lightning(), isolated_generators():

@@ -10,8 +10,12 @@ import torch
 from excite.checkpoint import Checkpoint
 from excite.data import DataSet, load_data
 from excite.errors import UserError
+from excite.training.progress import say
 
 __all__ = ["checkpoint_file", "data_as_trained", "pick_device"]
+
+_SHOWN = 20
+"""Pictures that cannot be read, of a set, that are named on a terminal."""
 
 
 def checkpoint_file(name: str) -> Path:
@@ -20,7 +24,7 @@ def checkpoint_file(name: str) -> Path:
     Raises:
         ValueError: a folder without one.
     """
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.is_dir():
         path = path / "last.safetensors"
         if not path.exists():
@@ -32,6 +36,8 @@ def data_as_trained(
     checkpoint: Checkpoint, data: DataSet | str | None, *, download: bool = False, bad_image_limit: float = 0.01
 ) -> DataSet:
     """A data set, its images prepared as the checkpoint says, whatever its own statistics are.
+
+    Notes on loading it are said, and the pictures that were skipped by their names.
 
     Args:
         checkpoint: of the network.
@@ -48,6 +54,7 @@ def data_as_trained(
             raise UserError(f"{checkpoint.path} does not say what it was trained on: give data")
         size = checkpoint.preprocessing["image_size"]
         data = load_data(name, image_size=size, download=download, bad_image_limit=bad_image_limit)
+        _say_what_was_found(data)
     _check_fit(checkpoint, data)
     prepared = checkpoint.preprocessing
     return dataclasses.replace(
@@ -57,6 +64,15 @@ def data_as_trained(
         std=tuple(prepared["std"]),
         view=prepared.get("view", data.view),
     )
+
+
+def _say_what_was_found(data: DataSet) -> None:
+    for note in data.notes:
+        say("%s", note)
+    for line in data.unreadable[:_SHOWN]:
+        say("skipped %s", line)
+    if len(data.unreadable) > _SHOWN:
+        say("and %d more", len(data.unreadable) - _SHOWN)
 
 
 def _check_fit(checkpoint: Checkpoint, data: DataSet) -> None:
