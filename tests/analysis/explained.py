@@ -14,7 +14,7 @@ from planted import planted, planted_images
 from excite.analysis import explain
 
 NASTY = "<script>window.hacked = 1</script>"
-NAMES = (NASTY, "\"'&<img src=x onerror=hacked=1>", "</option></select><b>", "plain %{y}")
+NAMES = (NASTY, "\"'&<img src=x onerror=hacked=1>", "</option></select><b>", "plain %{y} $x$ $y$")
 KINDS = ("brightness", "constant", "class")
 IMAGES = 240
 
@@ -27,8 +27,8 @@ def loader(n: int = IMAGES, size: int = 32, noise: float = 0.4) -> list[Any]:
 
 
 @cache
-def explained() -> tuple[Path, dict[str, Any]]:
+def explained(names: tuple[str, ...] = NAMES) -> tuple[Path, dict[str, Any]]:
     """The page's path, and what explain.json holds."""
     folder = Path(mkdtemp())
-    path = explain(planted(KINDS), loader(), folder, classes=NAMES, permutations=199, name=NASTY)
+    path = explain(planted(KINDS), loader(), folder, classes=names, permutations=199, name=NASTY)
     return path, json.loads((folder / "explain.json").read_text())

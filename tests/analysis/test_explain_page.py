@@ -60,7 +60,8 @@ def test_the_page_opens_whole_and_runs_nothing_of_names(browser: Any, found: Any
             assert plot.locator("svg.main-svg").first.bounding_box()["width"] <= width
         assert page.locator(".legend button").first.inner_text() == NASTY
         ticks = page.locator(".plot").nth(HEAT).locator(".ytick text").all_text_contents()
-        assert sorted(ticks) == sorted(n if len(n) <= 22 else f"{n[:21]}…" for n in NAMES)
+        most = 12 if width == 360 else 22
+        assert sorted(ticks) == sorted(n if len(n) <= most else f"{n[: most - 1]}…" for n in NAMES)
         # The pictures are really there.
         widths = page.evaluate("[...document.querySelectorAll('.slot img')].map(i => i.naturalWidth)")
         assert len(widths) == 7 and set(widths) == {8}
@@ -147,6 +148,37 @@ def test_what_stands_under_the_mouse_shows_names_as_they_are(page: Any) -> None:
     page.evaluate(f"Plotly.Fx.hover({plotted(CURVES, 'valueOf()')}, {point})")
     shown = page.locator(".plot").nth(CURVES).locator(".hoverlayer text").all_text_contents()
     assert any(NAMES[3] in line for line in shown), shown
+
+
+LONG = ("a class of many words " * 9, "L" * 200, "short", "M" * 200)
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_long_names_leave_room_and_are_whole_under_the_mouse(browser: Any, width: int) -> None:
+    with opened(browser, explained(LONG)[0], width=width) as page:
+        plot = page.locator(".plot").nth(HEAT)
+        drawn = plot.locator(".nsewdrag")
+        assert drawn.bounding_box()["width"] > 0.55 * plot.bounding_box()["width"]
+        box = drawn.bounding_box()
+        drawn.hover(position={"x": box["width"] / 2, "y": 0.375 * box["height"]})  # the second of four rows
+        eventually(page, f"{plotted(HEAT, 'querySelector(`.hoverlayer text`)')} !== null")
+        shown = "".join(plot.locator(".hoverlayer text").all_text_contents())
+        assert LONG[1] in shown, shown
+        button = page.locator(".legend button").nth(1)
+        assert button.bounding_box()["height"] < 60 and button.locator("span").get_attribute("title") == LONG[1]
+        for caption in page.locator(".tops figcaption").all():
+            assert len(caption.inner_text()) < 100
+
+
+def test_the_table_of_gates_uses_the_margins(browser: Any) -> None:
+    for width, left in ((1400, 24), (1000, 24), (390, 16)):
+        with opened(browser, explained()[0], width=width) as page:
+            table = page.locator("section > .box").last
+            box = table.bounding_box()
+            assert (box["x"], box["width"]) == (left, width - 2 * left)
+            assert page.evaluate("b => b.scrollWidth > b.clientWidth", table.element_handle()) == (width < 1400)
+            first = page.locator("section > .box").first.bounding_box()
+            assert first["x"] == (width - min(width, 1120)) / 2 + left, "few columns stay where the text is"
 
 
 def test_images_are_chosen_by_class_and_by_mistake(page: Any, found: Any) -> None:

@@ -8,6 +8,9 @@
   // Plotly reads a little HTML in its texts, and %{...} in those that it shows under the mouse.
   const text = (s) => s.replace(/[&<>%]/g, (c) => `&#${c.charCodeAt(0)};`);
   const short = (s, n = 22) => (s.length > n ? `${s.slice(0, n - 1)}…` : s);
+  // Whole under the mouse, in lines that fit a phone.
+  const whole = (s) => (s.match(/.{1,40}/gsu) ?? []).map(text).join("<br>");
+  const narrow = matchMedia("(max-width: 600px)");
 
   // Rows of numbers, packed as 16 bits each between two ends; unpacked once.
   const unpacked = new Map();
@@ -77,7 +80,7 @@
         x, y: channels.map((c) => means[s.row][c]), customdata: channels, mode: channels.length > 80 ? "lines" : "lines+markers",
         legendgroup: s.key, name: text(short(s.name)), line: { color: s.color, dash: s.dash, width: s.row === all ? 2.5 : 1.6 },
         marker: { color: s.color, symbol: s.symbol, size: 5 },
-        hovertemplate: `${text(short(s.name, 40))}<br>channel %{customdata}: %{y:.3f}<extra></extra>`,
+        hovertemplate: `${whole(s.name)}<br>channel %{customdata}: %{y:.3f}<extra></extra>`,
       });
     }
     return {
@@ -113,7 +116,7 @@
       data: [
         {
           type: "heatmap", z, ...colours, customdata: shown.map(() => channels),
-          text: shown.map(({ name }) => channels.map(() => text(short(name, 40)))),
+          text: shown.map(({ name }) => channels.map(() => whole(name))),
           hovertemplate: `%{text}<br>channel %{customdata}: %{z:${against ? "+" : ""}.3f}<extra></extra>`,
           colorbar: {
             orientation: "h", thickness: 10, len: 0.6, x: 0, xanchor: "left", y: 1, yanchor: "bottom", outlinewidth: 0,
@@ -124,7 +127,7 @@
       layout: {
         // Beside a lying colour bar plotly would put the title with a standoff into the figure.
         xaxis: { title: { text: orders[chosen.order], standoff: null }, showgrid: false, showticklabels: chosen.order === "number" },
-        yaxis: { showgrid: false, tickvals: shown.map((_, i) => i), ticktext: shown.map(({ name }) => text(short(name))) },
+        yaxis: { showgrid: false, tickvals: shown.map((_, i) => i), ticktext: shown.map(({ name }) => text(short(name, narrow.matches ? 12 : 22))) },
       },
       table: {
         columns: ["channel", ...shown.map(({ name }) => name)],
@@ -141,7 +144,7 @@
       x: [...edges, high], y: [...shares[s.row], shares[s.row][bins - 1]].map((v) => 100 * v), mode: "lines",
       line: { color: s.color, dash: s.dash, width: s.row === all ? 2.5 : 1.6, shape: "hv" },
       ...(s.row === all ? { fill: "tozeroy", fillcolor: `${s.color}/0.1` } : {}),
-      legendgroup: s.key, name: text(short(s.name)), hovertemplate: `${text(short(s.name, 40))}<br>s from %{x:.3f}: %{y:.2f} %<extra></extra>`,
+      legendgroup: s.key, name: text(short(s.name)), hovertemplate: `${whole(s.name)}<br>s from %{x:.3f}: %{y:.2f} %<extra></extra>`,
     }));
     return {
       data: traces.reverse(),
@@ -217,8 +220,9 @@
     }
     const items = found.images.map(([id, s]) => {
       const image = data.images[id];
-      const said = [element("b", {}, `s ${s.toFixed(3)}`), element("br"), className(image.label)];
-      if (wrong(image)) said.push(element("br"), `taken for ${className(image.predicted)}`);
+      const named = (k) => element("span", { title: className(k) }, short(className(k), 40));
+      const said = [element("b", {}, `s ${s.toFixed(3)}`), element("br"), named(image.label)];
+      if (wrong(image)) said.push(element("br"), "taken for ", named(image.predicted));
       return element("figure", {}, picture(image, element), element("figcaption", {}, ...said));
     });
     const c = found.channel;

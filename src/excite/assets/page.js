@@ -57,6 +57,7 @@
   // The buttons are named one by one: plotly's own set has one that sends the figure to a server.
   const config = {
     responsive: true, displaylogo: false, displayModeBar: touch ? false : "hover", plotlyServerURL: "",
+    typesetMath: false, // a name may hold two dollar signs
     modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]], toImageButtonOptions: { format: "svg" },
   };
 
@@ -92,7 +93,9 @@
       drawAll();
     });
   }
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+  for (const query of ["(prefers-color-scheme: dark)", "(max-width: 600px)"]) {
+    matchMedia(query).addEventListener("change", drawAll);
+  }
   addEventListener("beforeprint", () => { root.dataset.print = ""; drawAll(); });
   addEventListener("afterprint", () => { delete root.dataset.print; drawAll(); });
 
@@ -109,7 +112,7 @@
   function writeNumbers(details) {
     const { columns, rows } = made(details.dataset.numbers).table;
     const heads = columns.map((c) => {
-      const head = element("th", { scope: "col" }, element("button", { type: "button" }, element("span", {}, c)));
+      const head = element("th", { scope: "col" }, element("button", { type: "button" }, element("span", { title: c }, c)));
       head.firstChild.addEventListener("click", () => sort(head));
       return head;
     });

@@ -80,7 +80,8 @@ class Section:
         """Adds buttons that show and hide each series in all figures of the page; at first ``shown``, or all."""
         buttons = "".join(
             f'<button type="button" aria-pressed="{"true" if shown is None or s.key in shown else "false"}" '
-            f'data-series="{escape(s.key)}">{swatch(s)}<span>{escape(s.label)}</span></button>'
+            f'data-series="{escape(s.key)}">{swatch(s)}'
+            f'<span title="{escape(s.label)}">{escape(s.label)}</span></button>'
             for s in series
         )
         label = "Show or hide in all figures"

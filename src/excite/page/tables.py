@@ -83,7 +83,7 @@ def _cell(value: Cell | str | float, index: int) -> str:
     number = isinstance(key, int | float)
     kind = " ".join(k for k in ("number" if number else "", cell.tone) if k)
     attributes = f' data-sort="{escape(str(key))}"' + (f' class="{escape(kind)}"' if kind else "")
-    detail = f"<small>{escape(cell.detail)}</small>" if cell.detail else ""
+    detail = f"<small>{_breakable(cell.detail)}</small>" if cell.detail else ""
     mark = swatch(cell.series) if cell.series else ""
     tag = "th" if index == 0 else "td"
     scope = ' scope="row"' if index == 0 else ""
