@@ -242,6 +242,20 @@ def test_a_writer_that_fails_leaves_no_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+def test_what_the_compiler_said_is_in_the_message(tmp_path, monkeypatch):
+    compiler = tmp_path / "g++"
+    compiler.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && exec c++ "$@"\necho "g++: error: no space left" >&2\nexit 1\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (str(compiler),))
+    with pytest.raises(UserError, match="by format 'aoti': .*C\\+\\+ compile error: g\\+\\+: error: no space left$"):
+        export(lively(tiny()), images(), tmp_path / "new" / "x.pt2", format="aoti")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
 def test_not_a_number_is_never_close():
     nan = torch.tensor([1.0, float("nan")])
     assert apart(nan, torch.ones(2)) == float("inf") and apart(torch.ones(2), 2 * torch.ones(2)) == 0.5
@@ -273,6 +287,11 @@ class Two(nn.Module):
         return x, x
 
 
+class Empty(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3))[:, :0]
+
+
 class Deciding(nn.Module):
     def forward(self, x):
         return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
@@ -302,6 +321,7 @@ MISTAKES = {
     "channels": ({"example": torch.zeros(2, 5, 8, 8)}, "Sequential does not take the example"),
     "outputs": ({"model": Two().eval()}, "one tensor; Two gave a tuple"),
     "infinite": ({"model": Infinite().eval()}, "Infinite gave numbers that are not finite"),
+    "empty": ({"model": Empty().eval()}, "Empty gave an empty one"),
     "random": ({"model": Random().eval()}, "Random gives other outputs for the same images"),
     "no std": ({"preprocessing": {"mean": [0.5] * 3}}, "preprocessing has std=None: give a number for each of the 3"),
     "few means": ({"preprocessing": {"mean": [0.5], "std": [1] * 3}}, r"has mean=\[0.5\]: give a number for each"),
@@ -316,13 +336,13 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_mistakes(case, tmp_path):
+def test_mistakes(case, tmp_path, capfd):
     given, message = MISTAKES[case]
     given = {"model": lively(tiny()), "example": images(), "path": "x.pt2", "format": "torch"} | given
     model, example, path = (given.pop(name) for name in ("model", "example", "path"))
     with pytest.raises(UserError, match=message):
         export(model, example, tmp_path / path, **given)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [] and capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,8 +212,13 @@ def _check_network(model: nn.Module, example: Tensor, runtime: Runtime, classes:
             y, again = model(example), model(example)
         except (RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"{type(model).__name__} does not take the example: {error}") from error
-    if not isinstance(y, Tensor) or not torch.isfinite(y).all():
-        found = "numbers that are not finite" if isinstance(y, Tensor) else f"a {type(y).__name__}"
+    if not isinstance(y, Tensor):
+        found = f"a {type(y).__name__}"
+    elif not y.numel():
+        found = "an empty one"
+    else:
+        found = "" if torch.isfinite(y).all() else "numbers that are not finite"
+    if found:
         raise UserError(f"export takes networks that give one tensor; {type(model).__name__} gave {found}")
     if not torch.allclose(y, again, rtol=1e-4, atol=1e-4 * float(y.abs().max())):
         raise UserError(f"{type(model).__name__} gives other outputs for the same images: nothing could be compared")
@@ -252,7 +258,8 @@ def _program(model: nn.Module, example: Tensor, sizes: Sizes) -> ExportedProgram
         free |= {axis: Dim.DYNAMIC(min=sizes.minimum) for axis in range(2, example.dim())}
     # Sizes of 1 are then no special case: without, batches of 1 and small images would be refused.
     patched = symbolic_shapes.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
-    with torch.no_grad(), quiet(), patched:
+    # Before it raises, torch prints the graph as far as it came.
+    with torch.no_grad(), quiet(), patched, redirect_stderr(io.StringIO()):
         try:
             return torch.export.export(_Named(model), (images,), dynamic_shapes=(free,), strict=False)
         except Exception as error:  # whatever a forward does that cannot be traced
@@ -265,7 +272,7 @@ def _guards(program: ExportedProgram, example: Tensor) -> Callable[[tuple[int, .
 
     def runs(sides: tuple[int, ...]) -> bool:
         try:
-            with torch.no_grad():
+            with torch.no_grad(), redirect_stderr(io.StringIO()):
                 module(torch.zeros(2, example.shape[1], *sides, device=example.device))
         except (AssertionError, RuntimeError):
             return False
@@ -287,7 +294,9 @@ def _write(runtime: Runtime, program: ExportedProgram, path: Path, manifest: Man
 
 def _refused(what: str, how: str, error: Exception) -> UserError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return UserError(f"{what} cannot be exported by {how}: {lines[0]}")
+    # What a compiler said stands below its command.
+    said = lines[lines.index("Output:") + 1 :][:1] if "Output:" in lines else []
+    return UserError(f"{what} cannot be exported by {how}: {': '.join([lines[0], *said])}")
 
 
 @contextmanager
