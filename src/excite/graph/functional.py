@@ -59,6 +59,9 @@ def traced(model: nn.Module) -> fx.GraphModule:
     except Exception as error:  # whatever a forward does with what is no tensor
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"{type(model).__name__} cannot be traced: {reason}") from error
+    for node in graph.nodes:
+        # Annotations that are text go into the code as they stand, and PyTorch 2.11 pickles no such code.
+        node.type = None if isinstance(node.type, str) else node.type
     network = fx.GraphModule(model, graph, class_name=type(model).__name__)
     return network.eval()
 
