@@ -68,7 +68,8 @@ def insert(
     compiled comes back compiled alike, with a fresh optimizer.
 
     Args:
-        model: a functional model, as those of ``keras.applications``, or a built Sequential one. It is left as it is.
+        model: a functional model, as those of ``keras.applications``, or a built Sequential one, which comes back
+            Sequential. It is left as it is.
         gate: a gate's text, as "se(reduction=8)", or a layer without weights yet, as ``SqueezeExcite(reduction=8)``.
         where: one of
 
@@ -104,7 +105,15 @@ def insert(
     for operation in plain.layers:
         if operation.weights:
             twin.get_layer(operation.name).set_weights(operation.get_weights())
-    return twin
+    return _in_a_row(twin, model) if isinstance(model, keras.Sequential) else twin
+
+
+def _in_a_row(twin: Any, model: Any) -> Any:
+    """The layers of a functional model as a Sequential one, compiled as the given model is."""
+    row = keras.Sequential(twin.layers, name=model.name)
+    if model.compiled:
+        row.compile_from_config(model.get_compile_config())
+    return row
 
 
 def _inputs_of(model: Any) -> Any:

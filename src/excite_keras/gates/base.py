@@ -41,8 +41,8 @@ class Gate(keras.layers.Layer):
             known or not; C must be known.
 
     Returns:
-        The recalibrated map, in the inputs' shape and the layer's compute dtype. Under half-precision policies the
-        descriptor and the scale are computed in float32.
+        The recalibrated map, in the inputs' shape and the layer's compute dtype, for integers too. Under half-precision
+        policies the descriptor and the scale are computed in float32.
 
     Raises:
         ValueError: an option that the gate does not have or take; a map of another rank, of unknown or other channels,
@@ -106,6 +106,9 @@ class Gate(keras.layers.Layer):
         """The recalibrated map."""
         rank = len(inputs.shape)
         axes = tuple(range(1, rank - 1)) if self._axis == -1 else tuple(range(2, rank))
+        if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(inputs.dtype)):
+            # As Keras' own norms do it: its autocast passes integers over, and a scale that is one would be zero.
+            inputs = ops.cast(inputs, self.compute_dtype)
         # Sums of half-precision maps are taken in float32.
         reduce = ops.mean if self.descriptor == "mean" else ops.max
         s = self.excite(reduce(self._wide(inputs), axis=axes))

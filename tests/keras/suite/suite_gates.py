@@ -83,6 +83,20 @@ def test_half_precision_pools_in_float32(text):
     assert apart(numpy(y).astype("float32"), expected) <= PARITY[torch.float16]["rtol"]
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("text", ["se(reduction=2)", "se(reduction=2,descriptor=max)", "eca", "se_gc(groups=2)"])
+@pytest.mark.parametrize("dtype", ["uint8", "int32"])
+def test_a_map_of_integers_is_floats_of_the_policy(text, dtype, policy):
+    theirs, layer = twins(text, 8, dtype=policy)
+    u = torch.randint(0, 200, (2, 3, 5, 8))
+    with torch.no_grad():
+        expected = theirs(u.float().movedim(-1, 1)).movedim(1, -1).numpy()
+    maps = keras.Input((3, 5, 8), dtype=dtype)
+    for y in (layer(u.numpy().astype(dtype)), keras.Model(maps, layer(maps))(u.numpy().astype(dtype))):
+        assert keras.backend.standardize_dtype(y.dtype) == layer.compute_dtype
+        assert apart(numpy(y).astype("float32"), expected) <= (1e-5 if policy == "float32" else 2e-3)
+
+
 def test_a_policy_of_bfloat16_alone():
     layer = excite_keras.SqueezeExcite(4, dtype="bfloat16")
     y = layer(ops.ones((2, 3, 3, 8), "bfloat16"))

@@ -157,13 +157,20 @@ def test_inputs_keep_their_names():
     assert np.array_equal(outputs(gated, given), outputs(model, given))
 
 
-def test_a_sequential_model_becomes_a_functional_one():
+def test_a_sequential_model_stays_one(tmp_path):
     parts = [layers.Conv2D(8, 3, activation="relu"), layers.MaxPooling2D(), layers.Conv2D(8, 3), layers.ReLU()]
     model = keras.Sequential([keras.Input((12, 12, 3)), *parts, layers.GlobalAveragePooling2D()], name="small_vgg")
     x = images(2, 12, 12, 3)
+    assert not insert(model, "se(reduction=2)", "conv").compiled
+    model.compile("sgd", "mse", metrics=["mae"])
     gated = insert(model, "se(reduction=2)", "conv")
+    assert type(gated) is keras.Sequential and gated.compiled and gated.optimizer is not model.optimizer
+    hosts = [parts[0].name, parts[3].name]
+    assert [x.name for x in gated.layers if isinstance(x, SqueezeExcite)] == [f"{name}_gate" for name in hosts]
     assert [site.label for site in find_sites(model, "conv")] == [parts[0].name, parts[2].name]
     assert gated.name == "small_vgg" and np.array_equal(outputs(gated, x), outputs(model, x))
+    gated.save(tmp_path / "gated.keras")
+    assert np.array_equal(outputs(keras.models.load_model(tmp_path / "gated.keras"), x), outputs(model, x))
 
 
 def test_operations_lambdas_shared_layers_and_two_outputs():
