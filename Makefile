@@ -30,11 +30,14 @@ setup: .venv/.ready  ## the environment in .venv
 compare: .venv/.ready  ## the main job: plain, SE and ECA, 3 seeds each, on the embedded data
 	@$(BIN)/excite compare --out $(OUT)
 
+# One process a core, at most eight; a file's tests stay together, with what they share.
+PYTEST = $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfile
+
 test: .venv/.ready  ## the whole test suite
-	@$(BIN)/python -m pytest -q
+	@$(PYTEST)
 
 quick: .venv/.ready  ## the tests that train no network and drive no browser
-	@$(BIN)/python -m pytest -q -m 'not slow'
+	@$(PYTEST) -m 'not slow'
 
 lint: .venv/.ready  ## format and lint
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check .
