@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from excite.deploy.activations import ACTIVATION_NONE, Activation
+from excite.deploy.scales import ordinary, scale_of
 from excite.gates import SE, Gate
-from excite.gates.functions import ACTIVATIONS, gate_function
-from excite.ops import native, rescale, squeeze
+from excite.ops import native, rescale
 from excite.ops.pointwise import in_panels, pointwise
 
 __all__ = ["ConvOfGated", "FusedConv", "GateInPlace", "GatedConv"]
@@ -30,13 +30,6 @@ def _identity(*tensors: Tensor | None) -> tuple[Any, ...]:
 
 
 Conv = Union[nn.Conv1d, nn.Conv2d, nn.Conv3d, "FusedConv"]
-
-
-def _ordinary(*tensors: Tensor | None) -> bool:
-    """Whether PyTorch's ordinary operations are to be taken: a compiler looks on, or a gradient is asked for."""
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-        return True
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 class FusedConv(nn.Module):
@@ -89,7 +82,7 @@ class FusedConv(nn.Module):
             return self._by_onednn(x, other, act) if fused is None else fused
         conv: Any = (F.conv1d, F.conv2d, F.conv3d)[self.weight.dim() - 3]
         y: Tensor = conv(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
-        if _ordinary(x, other, self.weight):
+        if ordinary(x, other, self.weight):
             return act(y if other is None else y + other)
         return act(y if other is None else y.add_(other), inplace=True)
 
@@ -102,7 +95,7 @@ class FusedConv(nn.Module):
             and x.numel() > 0
             and (other is None or other.dtype == x.dtype)
             and bool(torch.backends.mkldnn.enabled)
-            and not _ordinary(x, other, self.weight)
+            and not ordinary(x, other, self.weight)
         )
 
     def _by_pointwise(
@@ -200,19 +193,15 @@ class GatedConv(FusedConv):
                 return y
         u = self._convolved(x, None, ACTIVATION_NONE)
         if s is None:
-            s = self.gate.excite(squeeze(u, self.gate.descriptors))
+            s = scale_of(self.gate, u)
         return _rescaled(u, s, other, self.act, into_other=self.in_place)
 
     def _scale_ahead(self, x: Tensor) -> Tensor | None:
         """The channel scale from the convolution's input; None where reading its output is cheaper."""
         if self.fc1 is not None:
-            hidden = self.fc1(squeeze(x))
-            gate = self.gate
-            assert isinstance(gate, SE)
-            hidden = ACTIVATIONS[gate.activation](hidden)
-            return gate_function(gate.fc2(hidden), gate.gate_function, gate.hard_sigmoid_slope, neutral=gate.neutral)
+            return scale_of(self.gate, x, first=self.fc1)
         if self.ahead and self._reads_less(x):
-            return self.gate.excite(F.linear(squeeze(x), self.weight.flatten(1), self.bias))
+            return scale_of(self.gate, x, ahead=(self.weight.flatten(1), self.bias))
         return None
 
     def _reads_less(self, x: Tensor) -> bool:
@@ -240,7 +229,7 @@ class ConvOfGated(FusedConv):
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """The output, fresh unless ``in_place``."""
-        s = self.gate.excite(squeeze(x, self.gate.descriptors))
+        s = scale_of(self.gate, x)
         # The weights are scaled once an image; where there are more of them than positions, the map is less work.
         if self._in_one_pass(x, other) and len(self.weight) <= x.shape[2:].numel():
             y = self._by_pointwise(x, other, self.act, taken=s)
@@ -262,12 +251,12 @@ class GateInPlace(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """u [N, C, *S], rescaled."""
-        return _rescaled(u, self.gate.excite(squeeze(u, self.gate.descriptors)), None, ACTIVATION_NONE)
+        return _rescaled(u, scale_of(self.gate, u), None, ACTIVATION_NONE)
 
 
 def _rescaled(u: Tensor, s: Tensor, other: Tensor | None, act: Activation, *, into_other: bool = False) -> Tensor:
     """act(s u + other), written over u or, if allowed, over ``other`` where nothing forbids it."""
-    if _ordinary(u, s, other):
+    if ordinary(u, s, other):
         y = rescale(u, s)
         return act(y if other is None else y + other)
     out = other if into_other else None

@@ -34,7 +34,7 @@ DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 
 NATIVE_ACTS = {"none": 0, "relu": 1, "silu": 2, "hardswish": 3}
 
 _FOLDER = Path(__file__).with_name("cpp")
-_UNITS = ("forward.cpp", "backward.cpp", "norm.cpp", "pointwise.cpp")
+_UNITS = ("forward.cpp", "backward.cpp", "norm.cpp", "pointwise.cpp", "scale.cpp")
 _COMPILERS = ("c++", "g++", "clang++")
 _COMPILE = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-Wno-psabi")
 _SECONDS = 120
@@ -48,6 +48,7 @@ _FUNCTIONS: dict[str, tuple[int, list[Any]]] = {
     "excite_moments": (3, []),
     "excite_moments_grad": (7, []),
     "excite_pointwise": (7, [ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_float]),
+    "excite_scale": (7, [ctypes.c_int64] * 3 + [ctypes.c_int] * 2 + [ctypes.c_float] * 2),
     "excite_statistics": (10, [ctypes.c_double]),
     "excite_statistics_grad": (11, [ctypes.c_double]),
 }

@@ -3,7 +3,7 @@
 // Plain C functions on raw pointers, so that no header of PyTorch is needed: they compile in seconds, and one build
 // serves any version of Python. What each computes stands in tail_passes.py, whose PyTorch versions these equal up to
 // rounding.
-#include "work.h"
+#include "mean.h"
 
 namespace {
 
@@ -40,45 +40,6 @@ void affine_act(const Map map, bool rows, const T* x, const T* shortcut, const S
                 if (shortcut) h += load<L>(shortcut + i);
                 store<L>(out + i, activate<act, Sum<T>, L>(h));
             });
-        });
-    }
-}
-
-// ---- mean over positions
-
-template <class T>
-void mean(const Map map, bool rows, const T* x, Sum<T>* out) {
-    using A = Sum<T>;
-    const A factor = A(1) / A(map.p);
-    if (rows) {
-        share_channels(map, [=](Index n, Index first, Index width) {
-            A sum[kBlock] = {}, part[kBlock] = {};
-            for (Index p = 0; p < map.p; ++p) {
-                const T* row = x + (n * map.p + p) * map.c + first;
-                each(width, [&](auto lanes, Index c) {
-                    constexpr int L = decltype(lanes)::value;
-                    fetch(row + c);
-                    store<L>(part + c, load<L>(part + c) + load<L>(row + c));
-                });
-                if ((p + 1) % kRows == 0 || p + 1 == map.p) move_sums(part, sum, width);
-            }
-            for (Index c = 0; c < width; ++c) out[n * map.c + first + c] = sum[c] * factor;
-        });
-    } else {
-        share<false>(map, map.n * map.c, [=](Index plane) {
-            A sum = 0;
-            for (Index p = 0; p < map.p; p += kRun) {
-                Pack<A, 16> s = {};
-                A rest = 0;
-                each(std::min<Index>(kRun, map.p - p), [&](auto lanes, Index i) {
-                    constexpr int L = decltype(lanes)::value;
-                    const auto value = load<L>(x + plane * map.p + p + i);
-                    if constexpr (L == 1) rest += value;
-                    else s += value;
-                });
-                sum += total_of(s) + rest;
-            }
-            out[plane] = sum * factor;
         });
     }
 }

@@ -1,0 +1,116 @@
+"""The channel scale of fused networks is the gates' own: of every gate, from its map or ahead of it."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from excite.deploy import scales
+from excite.deploy.scales import scale_of
+from excite.gates import GATES, Gate, parse_gate
+from excite.ops import squeeze
+from excite.ops.native import library
+
+MORE = (
+    "se(activation=silu,bias=false)",
+    "se(activation=hard_swish,gate_function=hard_sigmoid,hard_sigmoid_slope=0.2)",
+    "se(activation=gelu)",
+    "se(gate_function=tanh)",
+    "se(descriptor=max)",
+    "se(neutral=true)",
+    "eca(neutral=true)",
+    "eca(kernel_size=7)",
+    "ese(gate_function=sigmoid)",
+    "ese(neutral=true)",
+)
+# Those that are one call; the others are computed as ever.
+COMPILED = {"se", "eca", "ese", "se_var1", "se_var3"}
+
+
+def gates():
+    for text in (*GATES, *MORE):
+        gate = parse_gate(text).build(48)
+        if isinstance(gate, Gate):
+            yield pytest.param(gate, id=text)
+
+
+def drawn(gate):
+    gate = copy.deepcopy(gate).requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in gate.parameters():
+        parameter.normal_(0, 0.5, generator=generator)
+    return gate
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often a compiled scale was had."""
+    found = []
+
+    class Counted(scales.ScaleOp):
+        def __call__(self, x):
+            s = super().__call__(x)
+            found.append(s is not None)
+            return s
+
+    monkeypatch.setattr(scales, "ScaleOp", Counted)
+    return found
+
+
+@pytest.mark.parametrize("gate", list(gates()))
+def test_it_is_the_gate_s_own(gate, calls):
+    gate = drawn(gate)
+    x = torch.randn(3, 48, 5, 5).to(memory_format=torch.channels_last)
+    s = scale_of(gate, x)
+    torch.testing.assert_close(s, gate.excite(squeeze(x, gate.descriptors)), rtol=1e-5, atol=1e-6)
+    plain = gate.descriptors == ("mean",) and "gelu" not in str(gate.config) and "tanh" not in str(gate.config)
+    expected = gate.config.name in COMPILED and plain and library() is not None
+    assert any(calls) == expected
+
+
+@pytest.mark.parametrize("gate", list(gates()))
+def test_ahead_of_the_convolution(gate, calls):
+    gate = drawn(gate)
+    if gate.descriptors != ("mean",):
+        pytest.skip("only the mean goes ahead")
+    h, weight, bias = torch.randn(2, 12, 4, 3), torch.randn(48, 12), torch.randn(48)
+    expected = gate.excite(F.linear(squeeze(h), weight, bias))
+    torch.testing.assert_close(scale_of(gate, h, ahead=(weight, bias)), expected, rtol=1e-5, atol=1e-6)
+    assert any(calls) == (gate.config.name in COMPILED - {"se"} and library() is not None)
+
+
+def test_se_with_its_first_layer_taken_ahead(calls):
+    gate = drawn(parse_gate("se(reduction=4)").build(48))
+    h, first = torch.randn(2, 12, 4, 3), torch.nn.Linear(12, 12).requires_grad_(False)
+    hidden = F.relu(first(squeeze(h)))
+    torch.testing.assert_close(scale_of(gate, h, first=first), torch.sigmoid(gate.fc2(hidden)), rtol=1e-5, atol=1e-6)
+    assert any(calls) == (library() is not None)
+
+
+def test_who_watches_excite_or_asks_for_gradients_has_them():
+    gate = drawn(parse_gate("se").build(48))
+    x, seen = torch.randn(2, 48, 4, 4), []
+    own = gate.excite
+    gate.__dict__["excite"] = lambda z: seen.append(z) or own(z)
+    scale_of(gate, x)
+    assert len(seen) == 1
+    del gate.__dict__["excite"]
+
+    assert not scale_of(gate, x).requires_grad
+    assert scale_of(gate, x.requires_grad_()).requires_grad
+    gate.fc2.bias.requires_grad_()
+    assert scale_of(gate, x.detach()).requires_grad
+    with torch.no_grad():
+        assert not scale_of(gate, x).requires_grad
+
+
+def test_other_dtypes_and_changed_parameters():
+    gate = drawn(parse_gate("eca").build(48))
+    x = torch.randn(2, 48, 4, 4)
+    gate.load_state_dict({"conv.weight": torch.full_like(gate.conv.weight, 0.3)}, assign=True)
+    torch.testing.assert_close(scale_of(gate, x), gate.excite(squeeze(x)))
+    wide = copy.deepcopy(gate).double()
+    assert scale_of(wide, x.double()).dtype == torch.float64
+    half = copy.deepcopy(gate).bfloat16()
+    assert scale_of(half, x.bfloat16()).dtype == torch.bfloat16
