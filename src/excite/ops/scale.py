@@ -9,7 +9,7 @@ they take several times as long, most of it on the way from one to the next.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,8 +25,7 @@ Layer = tuple[Tensor, Tensor | None]
 """Weight [outputs, inputs] and bias [outputs] of a fully connected layer."""
 
 
-@dataclass(frozen=True)
-class ScaleOp:
+class ScaleOp(NamedTuple):
     """s [N, C] of a map [N, K, *S], as above.
 
     Args:
@@ -79,4 +78,4 @@ class ScaleOp:
 
 
 def _usable(t: Tensor | None) -> bool:
-    return t is None or (t.dtype == torch.float32 and t.device.type == "cpu" and t.is_contiguous())
+    return t is None or (t.dtype == torch.float32 and t.is_cpu and t.is_contiguous())
