@@ -1,13 +1,15 @@
 """The channel scale of fused networks is the gates' own: of every gate, from its map or ahead of it."""
 
 import copy
+import pickle
+from functools import partial
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from excite.deploy import scales
-from excite.deploy.scales import scale_of
+from excite.deploy.scales import ChannelScale
 from excite.gates import GATES, Gate, parse_gate
 from excite.ops import squeeze
 from excite.ops.native import library
@@ -62,7 +64,7 @@ def calls(monkeypatch):
 def test_it_is_the_gate_s_own(gate, calls):
     gate = drawn(gate)
     x = torch.randn(3, 48, 5, 5).to(memory_format=torch.channels_last)
-    s = scale_of(gate, x)
+    s = ChannelScale()(gate, x)
     torch.testing.assert_close(s, gate.excite(squeeze(x, gate.descriptors)), rtol=1e-5, atol=1e-6)
     plain = gate.descriptors == ("mean",) and "gelu" not in str(gate.config) and "tanh" not in str(gate.config)
     expected = gate.config.name in COMPILED and plain and library() is not None
@@ -76,7 +78,7 @@ def test_ahead_of_the_convolution(gate, calls):
         pytest.skip("only the mean goes ahead")
     h, weight, bias = torch.randn(2, 12, 4, 3), torch.randn(48, 12), torch.randn(48)
     expected = gate.excite(F.linear(squeeze(h), weight, bias))
-    torch.testing.assert_close(scale_of(gate, h, ahead=(weight, bias)), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ChannelScale()(gate, h, (weight, bias)), expected, rtol=1e-5, atol=1e-6)
     assert any(calls) == (gate.config.name in COMPILED - {"se"} and library() is not None)
 
 
@@ -84,33 +86,91 @@ def test_se_with_its_first_layer_taken_ahead(calls):
     gate = drawn(parse_gate("se(reduction=4)").build(48))
     h, first = torch.randn(2, 12, 4, 3), torch.nn.Linear(12, 12).requires_grad_(False)
     hidden = F.relu(first(squeeze(h)))
-    torch.testing.assert_close(scale_of(gate, h, first=first), torch.sigmoid(gate.fc2(hidden)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        ChannelScale()(gate, h, first=first), torch.sigmoid(gate.fc2(hidden)), rtol=1e-5, atol=1e-6
+    )
     assert any(calls) == (library() is not None)
 
 
 def test_who_watches_excite_or_asks_for_gradients_has_them():
     gate = drawn(parse_gate("se").build(48))
-    x, seen = torch.randn(2, 48, 4, 4), []
+    scale, x, seen = partial(ChannelScale(), gate), torch.randn(2, 48, 4, 4), []
     own = gate.excite
     gate.__dict__["excite"] = lambda z: seen.append(z) or own(z)
-    scale_of(gate, x)
+    scale(x)
     assert len(seen) == 1
     del gate.__dict__["excite"]
 
-    assert not scale_of(gate, x).requires_grad
-    assert scale_of(gate, x.requires_grad_()).requires_grad
+    assert not scale(x).requires_grad
+    assert scale(x.requires_grad_()).requires_grad
     gate.fc2.bias.requires_grad_()
-    assert scale_of(gate, x.detach()).requires_grad
+    assert scale(x.detach()).requires_grad
     with torch.no_grad():
-        assert not scale_of(gate, x).requires_grad
+        assert not scale(x).requires_grad
 
 
-def test_other_dtypes_and_changed_parameters():
-    gate = drawn(parse_gate("eca").build(48))
-    x = torch.randn(2, 48, 4, 4)
-    gate.load_state_dict({"conv.weight": torch.full_like(gate.conv.weight, 0.3)}, assign=True)
-    torch.testing.assert_close(scale_of(gate, x), gate.excite(squeeze(x)))
-    wide = copy.deepcopy(gate).double()
-    assert scale_of(wide, x.double()).dtype == torch.float64
-    half = copy.deepcopy(gate).bfloat16()
-    assert scale_of(half, x.bfloat16()).dtype == torch.bfloat16
+def replaced(gate):
+    gate.fc2 = copy.deepcopy(gate.fc2).requires_grad_(False)
+    gate.fc2.bias.add_(1)
+
+
+def there_and_back(gate):
+    gate.double().float()
+    gate.load_state_dict({name: t + 1 for name, t in gate.state_dict().items()})
+
+
+def assigned(gate):
+    gate.load_state_dict({name: t + 1 for name, t in gate.state_dict().items()}, assign=True)
+
+
+def swapped(gate):
+    next(gate.parameters()).data = torch.full_like(next(gate.parameters()), 0.3)
+
+
+CHANGES = {"in place": lambda gate: next(gate.parameters()).mul_(3)}
+CHANGES |= {change.__name__: change for change in (there_and_back, assigned, swapped)}
+
+
+@pytest.mark.parametrize("text", ["eca", "ese", "se", "se replaced"])
+@pytest.mark.parametrize("change", CHANGES)
+@torch.no_grad()
+def test_parameters_are_those_of_now(text, change):
+    gate = drawn(parse_gate(text.split()[0]).build(48))
+    scale, x = partial(ChannelScale(), gate), torch.randn(2, 48, 4, 4)
+    before = scale(x)
+    (replaced if "replaced" in text else CHANGES[change])(gate)
+    assert not torch.allclose(scale(x), before)
+    torch.testing.assert_close(scale(x), gate.excite(squeeze(x)))
+
+
+@torch.no_grad()
+def test_the_convolution_s_weights_are_those_of_now():
+    gate, conv, h = drawn(parse_gate("eca").build(48)), torch.nn.Conv2d(12, 48, 1), torch.randn(2, 12, 4, 3)
+    scale = partial(ChannelScale(), gate)
+
+    def check():
+        expected = gate.excite(F.linear(squeeze(h), conv.weight.flatten(1), conv.bias))
+        torch.testing.assert_close(scale(h, (conv.weight, conv.bias)), expected)
+        return expected
+
+    first = check()
+    conv.weight.data = conv.weight * 2
+    second = check()
+    conv.bias = torch.nn.Parameter(conv.bias + 1)
+    third = check()
+    assert not torch.allclose(first, second) and not torch.allclose(second, third)
+    torch.testing.assert_close(scale(torch.randn(2, 48, 3, 3)).shape, torch.Size([2, 48]))
+
+
+def test_other_dtypes_copies_and_pickles():
+    gate = drawn(parse_gate("se").build(48))
+    scale, x = partial(ChannelScale(), gate), torch.randn(2, 48, 4, 4)
+    expected = scale(x)
+    for twin in (copy.deepcopy(scale), pickle.loads(pickle.dumps(scale))):
+        assert torch.equal(twin(x), expected)
+    gate.double()
+    assert scale(x.double()).dtype == torch.float64
+    gate.bfloat16()
+    assert scale(x.bfloat16()).dtype == torch.bfloat16
+    gate.float()
+    torch.testing.assert_close(scale(x), expected, rtol=0.05, atol=0.05)

@@ -36,15 +36,14 @@ def drawn(n, c_in, hidden, c_out, size, seed=0):
     return draw(n, c_in, *size) + 0.5, first, second, direct, draw(5)
 
 
-def formula(x, op):
+def formula(x, first=None, second=None, taps=None, act="none", function="sigmoid", slope=1 / 6, factor=1.0):
     y = x.double().flatten(2).mean(2)
-    for layer, act in ((op.first, ACTS[op.act]), (op.second, ACTS["none"])):
+    for layer, then in ((first, ACTS[act]), (second, ACTS["none"])):
         if layer is not None:
-            y = act(F.linear(y, layer[0].double(), None if layer[1] is None else layer[1].double()))
-    if op.taps is not None:
-        y = F.conv1d(y[:, None], op.taps.double()[None, None], padding=len(op.taps) // 2)[:, 0]
-    y = torch.sigmoid(y) if op.function == "sigmoid" else (op.slope * y + 0.5).clamp(0, 1)
-    return op.factor * y
+            y = then(F.linear(y, layer[0].double(), None if layer[1] is None else layer[1].double()))
+    if taps is not None:
+        y = F.conv1d(y[:, None], taps.double()[None, None], padding=len(taps) // 2)[:, 0]
+    return factor * (torch.sigmoid(y) if function == "sigmoid" else (slope * y + 0.5).clamp(0, 1))
 
 
 def layouts(x):
@@ -61,8 +60,8 @@ def test_the_formula(shape):
     pieces = [(first, second), (first, unbiased), (first, None), (None, direct), (None, None)]
     for (one, two), windows, function in itertools.product(pieces, (None, taps, taps[:1]), FUNCTIONS):
         act = "relu" if one is not None else "none"
-        op = ScaleOp(one, two, windows, act=act, function=function, slope=0.2, factor=2.0)
-        expected = formula(x, op)
+        told = {"act": act, "function": function, "slope": 0.2, "factor": 2.0}
+        op, expected = ScaleOp(one, two, windows, **told), formula(x, one, two, windows, **told)
         for y in layouts(x):
             torch.testing.assert_close(op(y).double(), expected, rtol=1e-5, atol=1e-5)
 
@@ -70,8 +69,8 @@ def test_the_formula(shape):
 @pytest.mark.parametrize("act", ACTS)
 def test_every_activation(act):
     x, first, second, *_ = drawn(3, 33, 19, 40, (4, 4))
-    op = ScaleOp(first, second, act=act)
-    torch.testing.assert_close(op(x).double(), formula(x, op), rtol=1e-5, atol=1e-6)
+    found, expected = ScaleOp(first, second, act=act)(x), formula(x, first, second, act=act)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_number_of_threads_changes_nothing():
@@ -117,3 +116,10 @@ def test_what_is_not_taken():
     assert ScaleOp((first[0].t().contiguous().t(), None), second)(x) is None
     assert ScaleOp(taps=torch.ones(6)[::2])(x) is None
     assert op(x.to("meta")) is None
+
+
+def test_values_are_those_of_now():
+    x, first, second, *_ = drawn(2, 8, 4, 8, (3, 3))
+    op = ScaleOp(first, second, act="relu")
+    second[0].mul_(2)
+    torch.testing.assert_close(op(x).double(), formula(x, first, second, act="relu"), rtol=1e-5, atol=1e-6)

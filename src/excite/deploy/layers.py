@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from excite.deploy.activations import ACTIVATION_NONE, Activation
-from excite.deploy.scales import ordinary, scale_of
+from excite.deploy.scales import ChannelScale, ordinary
 from excite.gates import SE, Gate
 from excite.ops import native, rescale
 from excite.ops.pointwise import in_panels, pointwise
@@ -172,6 +172,7 @@ class GatedConv(FusedConv):
         self.fc1: nn.Linear | None = None
         if self.ahead and isinstance(gate, SE):
             self.fc1 = self._collapsed(gate)
+        self.scale = ChannelScale()
 
     def _collapsed(self, gate: SE) -> nn.Linear:
         """W1 (W m + b) + b1 as one layer."""
@@ -193,15 +194,15 @@ class GatedConv(FusedConv):
                 return y
         u = self._convolved(x, None, ACTIVATION_NONE)
         if s is None:
-            s = scale_of(self.gate, u)
+            s = self.scale(self.gate, u)
         return _rescaled(u, s, other, self.act, into_other=self.in_place)
 
     def _scale_ahead(self, x: Tensor) -> Tensor | None:
         """The channel scale from the convolution's input; None where reading its output is cheaper."""
         if self.fc1 is not None:
-            return scale_of(self.gate, x, first=self.fc1)
+            return self.scale(self.gate, x, first=self.fc1)
         if self.ahead and self._reads_less(x):
-            return scale_of(self.gate, x, ahead=(self.weight.flatten(1), self.bias))
+            return self.scale(self.gate, x, (self.weight, self.bias))
         return None
 
     def _reads_less(self, x: Tensor) -> bool:
@@ -226,10 +227,11 @@ class ConvOfGated(FusedConv):
     def __init__(self, conv: Conv, gate: Gate) -> None:
         super().__init__(conv)
         self.gate = gate.requires_grad_(False)
+        self.scale = ChannelScale()
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """The output, fresh unless ``in_place``."""
-        s = scale_of(self.gate, x)
+        s = self.scale(self.gate, x)
         # The weights are scaled once an image; where there are more of them than positions, the map is less work.
         if self._in_one_pass(x, other) and len(self.weight) <= x.shape[2:].numel():
             y = self._by_pointwise(x, other, self.act, taken=s)
@@ -248,10 +250,11 @@ class GateInPlace(nn.Module):
     def __init__(self, gate: Gate) -> None:
         super().__init__()
         self.gate = gate.requires_grad_(False)
+        self.scale = ChannelScale()
 
     def forward(self, u: Tensor) -> Tensor:
         """u [N, C, *S], rescaled."""
-        return _rescaled(u, scale_of(self.gate, u), None, ACTIVATION_NONE)
+        return _rescaled(u, self.scale(self.gate, u), None, ACTIVATION_NONE)
 
 
 def _rescaled(u: Tensor, s: Tensor, other: Tensor | None, act: Activation, *, into_other: bool = False) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import operator
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,7 +14,7 @@ from excite.gates.functions import ACTIVATIONS, gate_function
 from excite.ops import squeeze
 from excite.ops.scale import FUNCTIONS, Layer, ScaleOp
 
-__all__ = ["ordinary", "scale_of"]
+__all__ = ["ChannelScale", "ordinary"]
 
 # The names that compiled passes have for what may stand between a gate's layers.
 _ACTS = {"relu": "relu", "silu": "silu", "hard_swish": "hardswish"}
@@ -24,25 +27,74 @@ def ordinary(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def scale_of(gate: Gate, x: Tensor, *, ahead: Layer | None = None, first: nn.Linear | None = None) -> Tensor:
+class ChannelScale:
     """s [N, C] of a gate's map, from the map itself or from the input of the 1x1 convolution that makes it.
 
-    Args:
-        gate: the gate.
-        x: its map, or that input.
-        ahead: the convolution's weight [C, C_in] and bias, if x is its input.
-        first: in place of ``ahead``, for SE: that layer and the gate's own first one as one.
+    Holds the compiled call for as long as the gate and its parameters are the ones that it was made of.
     """
-    # Whoever put another excite on the gate wants it called.
-    op = None if "excite" in gate.__dict__ else _compiled(gate, ahead, first)
-    if op is not None and not ordinary(x, *op.tensors) and (s := op(x)) is not None:
-        return s
-    z = squeeze(x, gate.descriptors)
-    if first is not None:
-        assert isinstance(gate, SE)
-        hidden = ACTIVATIONS[gate.activation](first(z))
-        return gate_function(gate.fc2(hidden), gate.gate_function, gate.hard_sigmoid_slope, neutral=gate.neutral)
-    return gate.excite(z if ahead is None else F.linear(z, *ahead))
+
+    def __init__(self) -> None:
+        self._made: tuple[tuple[Any, ...], list[_Held], ScaleOp | None] | None = None
+
+    def __call__(self, gate: Gate, x: Tensor, ahead: Layer | None = None, first: nn.Linear | None = None) -> Tensor:
+        """s.
+
+        Args:
+            gate: the gate.
+            x: its map, or that input.
+            ahead: the convolution's weight [C, C_in, 1, ...] and bias, if x is its input.
+            first: in place of ``ahead``, for SE: that convolution and the gate's own first layer as one.
+        """
+        op = None if ordinary(x) else self._op(gate, ahead or (None, None), first)
+        if op is not None and not ordinary(*op.tensors) and (s := op(x)) is not None:
+            return s
+        z = squeeze(x, gate.descriptors)
+        if first is not None:
+            assert isinstance(gate, SE)
+            hidden = ACTIVATIONS[gate.activation](first(z))
+            return gate_function(gate.fc2(hidden), gate.gate_function, gate.hard_sigmoid_slope, neutral=gate.neutral)
+        return gate.excite(z if ahead is None else F.linear(z, ahead[0].flatten(1), ahead[1]))
+
+    def _op(self, gate: Gate, ahead: tuple[Tensor | None, Tensor | None], first: nn.Linear | None) -> ScaleOp | None:
+        """The compiled call with the parameters that there are now; None where there is none, or somebody looks on."""
+        if "excite" in gate.__dict__:
+            return None  # whoever put it there wants it called
+        given = (gate, first, *ahead)
+        if self._made is not None:
+            before, held, op = self._made
+            if all(map(operator.is_, given, before)) and _stay(held):
+                return op
+        weight, bias = ahead
+        op = _compiled(gate, None if weight is None else (weight.flatten(1), bias), first)
+        op = op if op is not None and op.usable else None
+        self._made = given, _held(*given), op
+        return op
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Addresses are this process' own.
+        return {"_made": None}
+
+
+# A parameter or module where it was found, and where a parameter's values lay.
+_Held = tuple[dict[str, Any], str, Any, int]
+
+
+def _held(gate: Gate, first: nn.Linear | None, *ahead: Tensor | None) -> list[_Held]:
+    """All that a compiled scale was made of."""
+    found: list[tuple[dict[str, Any], str, Any]] = []
+    for module in (*gate.modules(), *(() if first is None else (first,))):
+        found += [(kind, name, what) for kind in (module._modules, module._parameters) for name, what in kind.items()]
+    given = {str(i): t for i, t in enumerate(ahead)}
+    found += [(given, name, t) for name, t in given.items()]
+    return [(where, name, what, what.data_ptr() if isinstance(what, Tensor) else 0) for where, name, what in found]
+
+
+def _stay(held: list[_Held]) -> bool:
+    """Whether all that is as it was."""
+    for where, name, what, address in held:
+        if where.get(name) is not what or (address and what.data_ptr() != address):
+            return False
+    return True
 
 
 def _compiled(gate: Gate, ahead: Layer | None, first: nn.Linear | None) -> ScaleOp | None:

@@ -48,7 +48,7 @@ _FUNCTIONS: dict[str, tuple[int, list[Any]]] = {
     "excite_moments": (3, []),
     "excite_moments_grad": (7, []),
     "excite_pointwise": (7, [ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_float]),
-    "excite_scale": (7, [ctypes.c_int64] * 3 + [ctypes.c_int] * 2 + [ctypes.c_float] * 2),
+    "excite_scale": (3, []),
     "excite_statistics": (10, [ctypes.c_double]),
     "excite_statistics_grad": (11, [ctypes.c_double]),
 }

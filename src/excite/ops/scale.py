@@ -9,7 +9,8 @@ they take several times as long, most of it on the way from one to the next.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import ctypes
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,8 +26,22 @@ Layer = tuple[Tensor, Tensor | None]
 """Weight [outputs, inputs] and bias [outputs] of a fully connected layer."""
 
 
-class ScaleOp(NamedTuple):
+class _Told(ctypes.Structure):
+    """``Gate`` of cpp/scale.cpp."""
+
+    _fields_: ClassVar = [
+        *((name, ctypes.c_void_p) for name in ("w1", "b1", "w2", "b2", "taps")),
+        *((name, ctypes.c_int64) for name in ("hidden", "channels", "count")),
+        *((name, ctypes.c_int) for name in ("act", "function")),
+        *((name, ctypes.c_float) for name in ("slope", "factor")),
+    ]
+
+
+class ScaleOp:
     """s [N, C] of a map [N, K, *S], as above.
+
+    Tensors are float32, on the CPU and contiguous. Their values are read at each call, from where they lay when this
+    was made: where a tensor is given other storage, another is to be made.
 
     Args:
         first: W1 and b1, or None.
@@ -37,45 +52,48 @@ class ScaleOp(NamedTuple):
         slope: of the hard sigmoid min(max(slope y + 1/2, 0), 1).
         factor: s is so many times g.
 
-    Tensors that are not float32, on the CPU and contiguous are not taken.
+    Attributes:
+        tensors: weight, bias, weight, bias, taps, of those that there are.
+        usable: whether tensors are as above, and a compiler was found.
     """
 
-    first: Layer | None = None
-    second: Layer | None = None
-    taps: Tensor | None = None
-    act: str = "none"
-    function: str = "sigmoid"
-    slope: float = 1 / 6
-    factor: float = 1.0
-
-    @property
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """Weight, bias, weight, bias, taps."""
-        return (*(self.first or (None, None)), *(self.second or (None, None)), self.taps)
+    def __init__(
+        self,
+        first: Layer | None = None,
+        second: Layer | None = None,
+        taps: Tensor | None = None,
+        *,
+        act: str = "none",
+        function: str = "sigmoid",
+        slope: float = 1 / 6,
+        factor: float = 1.0,
+    ) -> None:
+        given = (*(first or (None, None)), *(second or (None, None)), taps)
+        self.tensors = tuple(t for t in given if t is not None)
+        loaded = library()
+        self.usable = loaded is not None and all(map(_fits, self.tensors))
+        hidden = 0 if first is None else len(first[0])
+        self._channels = len(second[0]) if second is not None else hidden  # 0: the map's own
+        self._told = _Told(
+            *(None if t is None else t.data_ptr() for t in given), hidden, self._channels,
+            0 if taps is None else len(taps), NATIVE_ACTS[act], FUNCTIONS[function], slope, factor,
+        )  # fmt: skip
+        self._pointer = ctypes.addressof(self._told)
+        self._run = None if loaded is None else loaded.excite_scale
 
     def __call__(self, x: Tensor) -> Tensor | None:
-        """s [N, C]; None where it cannot be done: something is not float32 on the CPU, or nothing was compiled.
+        """s [N, C]; None where it cannot be done: this is not ``usable``, or x is no float32 map on the CPU.
 
         Bytes moved: reads x and the weights once.
         """
-        rows = rows_if_usable(x) if x.dtype == torch.float32 else None
-        given = self.tensors
-        if rows is None or not all(map(_usable, given)) or (loaded := library()) is None:
+        rows = rows_if_usable(x) if self.usable and x.dtype == torch.float32 else None
+        if rows is None or self._run is None:
             return None
-        channels = x.shape[1]
-        hidden = 0
-        if self.first is not None:
-            hidden = channels = self.first[0].shape[0]
-        if self.second is not None:
-            channels = self.second[0].shape[0]
-        s = torch.empty((x.shape[0], channels))
-        loaded.excite_scale(
-            *sizes(x, rows), x.data_ptr(), *(None if t is None else t.data_ptr() for t in given), s.data_ptr(),
-            hidden, channels, 0 if self.taps is None else self.taps.shape[0], NATIVE_ACTS[self.act],
-            FUNCTIONS[self.function], self.slope, self.factor,
-        )  # fmt: skip
+        n, channels = x.shape[:2]
+        s = torch.empty((n, self._channels or channels))
+        self._run(*sizes(x, rows), x.data_ptr(), s.data_ptr(), self._pointer)
         return s
 
 
-def _usable(t: Tensor | None) -> bool:
-    return t is None or (t.dtype == torch.float32 and t.is_cpu and t.is_contiguous())
+def _fits(t: Tensor) -> bool:
+    return t.dtype == torch.float32 and t.is_cpu and t.is_contiguous()

@@ -24,6 +24,7 @@ inline void products(const float* x, const float* w, Index inputs, float* out) {
         constexpr int L = decltype(lanes)::value;
         const auto value = load<L>(x + i);
         for (int r = 0; r < rows; ++r) {
+            fetch(w + r * inputs + i);
             if constexpr (L == 1) rest[r] += value * load<L>(w + r * inputs + i);
             else sums[r] += value * load<L>(w + r * inputs + i);
         }
@@ -83,29 +84,39 @@ void windows(const float* z, Index n, Index channels, const float* taps, Index c
 
 }  // namespace
 
-// Called by scale.py; x as in forward.cpp, float32 alone. w1 [hidden, K], w2 [C, hidden or K], taps [count]: or null.
-extern "C" void excite_scale(int, int rows, int threads, Index n, Index k, Index p, const float* x, const float* w1,
-                             const float* b1, const float* w2, const float* b2, const float* taps, float* s,
-                             Index hidden, Index channels, Index count, int act, int function, float slope,
-                             float factor) {
-    std::vector<float> room(n * (k + hidden + 2 * channels));
-    float *in = room.data(), *middle = in + n * k, *z = middle + n * hidden, *windowed = z + n * channels;
-    const GateFunction g{function, slope, factor};
+// What scale.py tells of a gate, once. w1 [hidden, K], w2 [C, hidden or K], taps [count]: any of them may be
+// null. Without w2 channels may be 0.
+struct Gate {
+    const float *w1, *b1, *w2, *b2, *taps;
+    Index hidden, channels, count;
+    int act, function;
+    float slope, factor;
+};
+
+// x [N, K, P] of float32, s [N, C].
+extern "C" void excite_scale(int, int rows, int threads, Index n, Index k, Index p, const float* x, float* s,
+                             const Gate* told) {
+    Gate gate = *told;
+    if (!gate.channels) gate.channels = gate.w1 ? gate.hidden : k;
+    std::vector<float> room(n * (k + gate.hidden + 2 * gate.channels));
+    float *in = room.data(), *middle = in + n * k, *z = middle + n * gate.hidden, *windowed = z + n * gate.channels;
+    const GateFunction g{gate.function, gate.slope, gate.factor};
     mean<float>(Map{n, k, p, threads}, rows, x, in);
     Index width = k;
-    if (w1) {
-        apply(Layer{w1, b1, k, hidden}, n, threads, in, middle, [=](float y) { return activated(y, act); });
-        in = middle, width = hidden;
+    if (gate.w1) {
+        const auto then = [act = gate.act](float y) { return activated(y, act); };
+        apply(Layer{gate.w1, gate.b1, k, gate.hidden}, n, threads, in, middle, then);
+        in = middle, width = gate.hidden;
     }
-    if (w2 && !taps)
-        return apply(Layer{w2, b2, width, channels}, n, threads, in, s, [=](float y) { return gated(y, g); });
-    if (w2) {
-        apply(Layer{w2, b2, width, channels}, n, threads, in, z, [](float y) { return y; });
+    const Layer second{gate.w2, gate.b2, width, gate.channels};
+    if (gate.w2 && !gate.taps) return apply(second, n, threads, in, s, [=](float y) { return gated(y, g); });
+    if (gate.w2) {
+        apply(second, n, threads, in, z, [](float y) { return y; });
         in = z;
     }
-    if (taps) {
-        windows(in, n, channels, taps, count, windowed);
+    if (gate.taps) {
+        windows(in, n, gate.channels, gate.taps, gate.count, windowed);
         in = windowed;
     }
-    for (Index i = 0; i < n * channels; ++i) s[i] = gated(in[i], g);
+    for (Index i = 0; i < n * gate.channels; ++i) s[i] = gated(in[i], g);
 }
