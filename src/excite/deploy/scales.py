@@ -92,7 +92,7 @@ def _held(gate: Gate, first: nn.Linear | None, *ahead: Tensor | None) -> list[_H
 def _stay(held: list[_Held]) -> bool:
     """Whether all that is as it was."""
     for where, name, what, address in held:
-        if where.get(name) is not what or (address and what.data_ptr() != address):
+        if where.get(name) is not what or (isinstance(what, Tensor) and what.data_ptr() != address):
             return False
     return True
 
