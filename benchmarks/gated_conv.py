@@ -2,12 +2,13 @@
 
     python benchmarks/gated_conv.py [--batch 8] [--rows FILE]
 
-Three questions, each at the shapes where it is asked:
+Four questions, each at the shapes where it is asked:
 
 - gated_conv: how a bottleneck ends: 1x1 convolution, rescaling, shortcut and ReLU, at the four shapes of ResNet-50 at
   224 pixels, beside a plain tail (convolution, shortcut and ReLU in one primitive of oneDNN)
 - gated_input: how the gate of an inverted residual goes into the 1x1 convolution that reads its map, at shapes of
   EfficientNet-B0
+- gate_scale: what SE's mean, layers and function take for one image, ahead of those convolutions
 - squeeze_kxk: whether the squeeze of a 3x3 convolution is worth taking from its input, at shapes of ResNet-18
 
 Outputs are compared first; times are medians, measured by turns.
@@ -24,9 +25,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from excite.deploy.activations import ACTIVATION_NONE, Activation
-from excite.deploy.layers import FusedConv
+from excite.deploy.layers import FusedConv, GatedConv
+from excite.gates import SE
 from excite.ops import squeeze, squeeze_ahead
 from excite.ops.native import rescale_add_act_
 from excite.ops.pointwise import ACTS, in_panels, pointwise
@@ -125,6 +128,19 @@ def projections(n: int, c_in: int, c_out: int, side: int) -> tuple[Ways, Ways]:
     return measured, {"pass": partial(in_a_pass, x.clone()), "weights": measured["scale in the weights"]}
 
 
+def scales(n: int, c_in: int, c_out: int, side: int) -> tuple[Ways, Ways]:
+    """SE's scale from the input of the convolution before it."""
+    x = torch.randn(n, c_in, side, side).to(memory_format=torch.channels_last)
+    layer = GatedConv(nn.Conv2d(c_in, c_out, 1), SE(c_out))
+    first, second = layer.fc1, layer.gate.get_submodule("fc2")
+    assert first is not None
+    calls: Ways = {
+        "five operations": lambda: torch.sigmoid(second(F.relu(first(squeeze(x))))),
+        "one compiled call": partial(layer.scale, layer.gate, x, first=first),
+    }
+    return calls, calls
+
+
 def squeezes(n: int, c_in: int, c_out: int, side: int) -> tuple[Ways, Ways]:
     """The mean of a 3x3 convolution's output: of the output, or ahead of it."""
     stride = 1 if c_in == c_out else 2
@@ -138,10 +154,12 @@ def squeezes(n: int, c_in: int, c_out: int, side: int) -> tuple[Ways, Ways]:
     return calls, calls
 
 
-QUESTIONS: dict[str, tuple[Callable[..., tuple[Ways, Ways]], tuple[tuple[int, int, int], ...]]] = {
-    "gated_conv": (endings, SHAPES),
-    "gated_input": (projections, PROJECTIONS),
-    "squeeze_kxk": (squeezes, SQUEEZED),
+# The ways, the shapes, and how many images if not as many as are asked for.
+QUESTIONS: dict[str, tuple[Callable[..., tuple[Ways, Ways]], tuple[tuple[int, int, int], ...], int | None]] = {
+    "gated_conv": (endings, SHAPES, None),
+    "gated_input": (projections, PROJECTIONS, None),
+    "gate_scale": (scales, SHAPES, 1),
+    "squeeze_kxk": (squeezes, SQUEEZED, None),
 }
 
 
@@ -155,11 +173,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    for question, (ways, shapes) in QUESTIONS.items():
+    for question, (ways, shapes, images) in QUESTIONS.items():
+        batch = images or options.batch
         row = {
             "benchmark": question,
-            "batch_size": options.batch,
-            "ms": measured(ways, shapes, options.batch, options.rounds),
+            "batch_size": batch,
+            "ms": measured(ways, shapes, batch, options.rounds),
             "machine": describe_machine("cpu"),
             "when": now,
         }

@@ -92,7 +92,8 @@ def ways(question: str) -> str:
     names = list(row["ms"][shapes[0]])
     digits = 3 if min(min(found.values()) for found in row["ms"].values()) < 0.1 else 2
     body = [[name, *(f"{row['ms'][shape][name]:.{digits}f}" for shape in shapes)] for name in names]
-    about = f"milliseconds, {row['batch_size']} images; {where([row]).partition(';')[0]}"
+    images = "one image" if row["batch_size"] == 1 else f"{row['batch_size']} images"
+    about = f"milliseconds, {images}; {where([row]).partition(';')[0]}"
     return table(["", *shapes], body) + f"\n{about}.\n"
 
 
@@ -101,6 +102,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "training": training,
     "ways": partial(ways, "gated_conv"),
     "projections": partial(ways, "gated_input"),
+    "scales": partial(ways, "gate_scale"),
     "squeezes": partial(ways, "squeeze_kxk"),
 }
 
