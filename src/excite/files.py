@@ -80,7 +80,9 @@ def _obstacle(path: Path) -> str | None:
 
 
 def _to_disk(path: Path) -> None:
-    """Wait until a file's contents, or a folder's entries, are on the disk."""
+    """Wait until a file's contents, or a folder's entries, are on the disk; Windows lets nobody ask that way."""
+    if os.name == "nt":
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
