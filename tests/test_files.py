@@ -1,11 +1,12 @@
 """Files are whole or not there, and what cannot be written is known before the work."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from excite.errors import UserError
-from excite.files import check_writable, replacing, write_atomic
+from excite.files import check_writable, expanded, replacing, write_atomic
 
 
 def test_a_file_is_replaced_at_once(tmp_path):
@@ -51,3 +52,13 @@ def test_what_cannot_be_written_is_known_without_trying(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=f"nothing may be written in {tmp_path};"):
         check_writable(tmp_path / "b.txt", "out")
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_home_folders():
+    assert expanded("~/x") == Path.home() / "x" and expanded("a~/x") == Path("a~/x")
+    assert expanded("~nobody-of-that-name/x") == Path("~nobody-of-that-name/x")
+
+
+def test_what_is_no_ordinary_file_is_not_written():
+    with pytest.raises(ValueError, match="out='/dev/null' cannot be written: it is no ordinary file"):
+        check_writable(Path("/dev/null"), "out")

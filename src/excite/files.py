@@ -11,7 +11,12 @@ from typing import IO
 
 from excite.errors import UserError
 
-__all__ = ["check_writable", "replacing", "write_atomic"]
+__all__ = ["check_writable", "expanded", "replacing", "write_atomic"]
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with the home folder for its ``~``; one of nobody's home stays as it is."""
+    return Path(os.path.expanduser(path))
 
 
 def write_atomic(path: str | os.PathLike[str], content: bytes | str | Callable[[IO[bytes]], object]) -> Path:
@@ -73,6 +78,8 @@ def check_writable(path: Path, what: str) -> None:
 def _obstacle(path: Path) -> str | None:
     if path.is_dir():
         return "it is a folder"
+    if path.exists() and not path.is_file():
+        return "it is no ordinary file"
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir():
         return f"{folder} is a file"

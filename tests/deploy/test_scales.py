@@ -162,6 +162,85 @@ def test_the_convolution_s_weights_are_those_of_now():
     torch.testing.assert_close(scale(torch.randn(2, 48, 3, 3)).shape, torch.Size([2, 48]))
 
 
+class Doubled(torch.nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def hooked(gate):
+    gate.fc2.register_forward_hook(lambda module, inputs, output: output + 1)
+
+
+def lent(gate):
+    layer = Doubled(gate.fc2.in_features, gate.fc2.out_features).requires_grad_(False)
+    layer.load_state_dict(gate.fc2.state_dict())
+    gate.fc2 = layer
+
+
+def packed(gate):
+    gate.fc2 = torch.nn.Sequential(gate.fc2, torch.nn.Hardtanh(-0.1, 0.1))
+
+
+class Thrice(torch.nn.Module):
+    def forward(self, weight):
+        return 3 * weight
+
+
+def parametrized(gate):
+    torch.nn.utils.parametrize.register_parametrization(gate.fc2, "weight", Thrice())
+
+
+def another_slope(gate):
+    gate.hard_sigmoid_slope = 0.3
+
+
+@pytest.mark.parametrize("change", [hooked, lent, packed, parametrized, another_slope])
+@torch.no_grad()
+def test_layers_that_do_something_else_are_called(change):
+    gate = drawn(parse_gate("se(gate_function=hard_sigmoid)").build(48))
+    scale, x = partial(ChannelScale(), gate), torch.randn(2, 48, 4, 4)
+    before = scale(x)
+    change(gate)
+    for _ in range(2):
+        assert not torch.allclose(scale(x), before)
+        torch.testing.assert_close(scale(x), gate.excite(squeeze(x)))
+
+
+@torch.no_grad()
+def test_widths_that_do_not_fit_are_torch_s_error():
+    gate = drawn(parse_gate("se").build(48))
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        ChannelScale()(gate, torch.randn(2, 16, 4, 4))
+    gate.fc2 = torch.nn.Linear(7, 48)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        ChannelScale()(gate, torch.randn(2, 48, 4, 4))
+
+
+@torch.no_grad()
+def test_defaults_of_torch_change_nothing():
+    gate = drawn(parse_gate("se").build(48))
+    scale, x = partial(ChannelScale(), gate), torch.randn(2, 48, 4, 4)
+    expected = scale(x)
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert torch.equal(scale(x), expected)
+        with torch.device("meta"):
+            assert torch.equal(scale(x), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_transforms_see_ordinary_operations():
+    gate = drawn(parse_gate("se").build(48))
+    scale, x = partial(ChannelScale(), gate), torch.randn(2, 48, 4, 4)
+    expected = torch.func.jvp(lambda x: gate.excite(squeeze(x)), (x,), (x,))
+    for got, wanted in zip(torch.func.jvp(scale, (x,), (x,)), expected, strict=True):
+        torch.testing.assert_close(got, wanted)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, x)
+        assert torch.autograd.forward_ad.unpack_dual(scale(dual)).tangent is not None
+
+
 def test_other_dtypes_copies_and_pickles():
     gate = drawn(parse_gate("se").build(48))
     scale, x = partial(ChannelScale(), gate), torch.randn(2, 48, 4, 4)

@@ -27,7 +27,7 @@ from excite.checkpoint import Checkpoint, read_checkpoint
 from excite.data import DataSet
 from excite.data.dataset import FileSplit
 from excite.errors import UserError
-from excite.files import check_writable, write_atomic
+from excite.files import check_writable, expanded, write_atomic
 from excite.training.trained import checkpoint_file, data_as_trained, pick_device
 
 __all__ = ["explain", "explain_checkpoint"]
@@ -136,7 +136,7 @@ def explain_checkpoint(config: ExplainConfig, *, data: DataSet | None = None) ->
         data=_described(loaded, config),
         pictures=pictures_of(loaded, config.split),
         image_name=_image_names(loaded, config.split),
-        out=Path(config.out) if config.out else path.parent / "explain",
+        out=expanded(config.out) if config.out else path.parent / "explain",
         progress=sys.stdout.isatty(),
     )
 

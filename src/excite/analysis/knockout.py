@@ -268,7 +268,8 @@ def _check_same_network(taps: Taps, sites: Sequence[SiteRecord], record: GateRec
             raise UserError(f"{site.name} is {place.gate}, in the record {site.gate}: record anew")
     if record.weights and record.weights != weights_digest(taps.model):
         raise UserError(
-            "the record is of a network with these gates but other weights, and its means say nothing of this one: "
+            "the record is of a network with these gates but other weights, as rounding to float16 makes them too, and "
+            "its means say nothing of this one: "
             "record this one, or give the one that was recorded"
         )
 

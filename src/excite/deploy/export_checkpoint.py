@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
@@ -15,6 +14,7 @@ from excite.deploy.export_check import pictures
 from excite.deploy.fuse import fuse
 from excite.deploy.runtimes import RUNTIMES
 from excite.deploy.trained import class_names, open_checkpoint
+from excite.files import expanded
 from excite.training.settings import Settings
 
 __all__ = ["ExportConfig", "export_checkpoint", "show_export"]
@@ -58,7 +58,7 @@ def export_checkpoint(config: ExportConfig) -> Exported:
     """
     checkpoint = open_checkpoint(config.checkpoint)
     prepared = checkpoint.preprocessing
-    out = Path(config.out or checkpoint.path.with_suffix(RUNTIMES[config.format].suffix)).expanduser()
+    out = expanded(config.out or checkpoint.path.with_suffix(RUNTIMES[config.format].suffix))
     runtime_for(config.format, out).require()
     names = class_names(checkpoint.classes, config.classes, checkpoint.path)
     network = checkpoint.load(trust=config.trust).float()

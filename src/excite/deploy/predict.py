@@ -20,7 +20,7 @@ from excite.deploy.manifest import Manifest
 from excite.deploy.runtimes import RUNTIMES, runtime_of
 from excite.deploy.trained import check_preprocessing, class_names, open_checkpoint
 from excite.errors import UserError
-from excite.files import check_writable
+from excite.files import check_writable, expanded
 from excite.training.settings import Settings
 from excite.training.trained import pick_device
 
@@ -129,7 +129,7 @@ def predict(config: PredictConfig) -> Predictions:
             exist, a folder without pictures, or ``out`` where nothing can be written.
     """
     if config.out is not None:
-        check_writable(Path(config.out).expanduser(), "out")
+        check_writable(expanded(config.out), "out")
     paths = _find(config.images)
     predictor = open_predictor(
         config.model, classes=config.classes, trust=config.trust, device=pick_device(config.accelerator)
@@ -161,7 +161,7 @@ def open_predictor(
     Raises:
         ValueError: see ``predict``.
     """
-    path = Path(model).expanduser()
+    path = expanded(model)
     if path.suffix not in {runtime.suffix for runtime in RUNTIMES.values()}:
         return _from_checkpoint(model, classes, trust, device or torch.device("cpu"))
     path = existing(model, "model")

@@ -6,10 +6,9 @@ import csv
 import io
 import json
 import sys
-from pathlib import Path
 
 from excite.deploy.predict import PredictConfig, Predictions
-from excite.files import write_atomic
+from excite.files import expanded, write_atomic
 
 __all__ = ["show_predictions"]
 
@@ -21,7 +20,7 @@ def show_predictions(result: Predictions, config: PredictConfig) -> int:
         The exit code: 0, or 1 if a picture was skipped.
     """
     if config.out is not None:
-        out = Path(config.out).expanduser()
+        out = expanded(config.out)
         write_atomic(out, _written(result, out.suffix.removeprefix(".")))
         print(f"{out}: {len(result.images)} pictures")
     else:

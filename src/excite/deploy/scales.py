@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from excite.gates import ECA, SE, EffectiveSE, Gate, SEVar1, SEVar3
+from excite.gates.base import is_watched
 from excite.gates.functions import ACTIVATIONS, gate_function
 from excite.ops import squeeze
 from excite.ops.scale import FUNCTIONS, Layer, ScaleOp
+from excite.ops.tail_functions import is_transformed
 
 __all__ = ["ChannelScale", "ordinary"]
 
@@ -21,8 +23,8 @@ _ACTS = {"relu": "relu", "silu": "silu", "hard_swish": "hardswish"}
 
 
 def ordinary(*tensors: Tensor | None) -> bool:
-    """Whether PyTorch's ordinary operations are to be taken: a compiler looks on, or a gradient is asked for."""
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+    """Whether PyTorch's ordinary operations are to be taken: somebody looks on, or a gradient is asked for."""
+    if torch.compiler.is_compiling() or is_transformed():
         return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
@@ -30,11 +32,11 @@ def ordinary(*tensors: Tensor | None) -> bool:
 class ChannelScale:
     """s [N, C] of a gate's map, from the map itself or from the input of the 1x1 convolution that makes it.
 
-    Holds the compiled call for as long as the gate and its parameters are the ones that it was made of.
+    Holds the compiled call for as long as the gate, its settings and its parameters are the ones that it was made of.
     """
 
     def __init__(self) -> None:
-        self._made: tuple[tuple[Any, ...], list[_Held], ScaleOp | None] | None = None
+        self._made: _Made | None = None
 
     def __call__(self, gate: Gate, x: Tensor, ahead: Layer | None = None, first: nn.Linear | None = None) -> Tensor:
         """s.
@@ -60,41 +62,65 @@ class ChannelScale:
         if "excite" in gate.__dict__:
             return None  # whoever put it there wants it called
         given = (gate, first, *ahead)
-        if self._made is not None:
-            before, held, op = self._made
-            if all(map(operator.is_, given, before)) and _stay(held):
-                return op
-        weight, bias = ahead
-        op = _compiled(gate, None if weight is None else (weight.flatten(1), bias), first)
-        op = op if op is not None and op.usable else None
-        self._made = given, _held(*given), op
-        return op
+        if self._made is None or not self._made.stays(given):
+            self._made = _Made.of(given)
+        return self._made.op
 
     def __getstate__(self) -> dict[str, Any]:
         # Addresses are this process' own.
         return {"_made": None}
 
 
-# A parameter or module where it was found, and where a parameter's values lay.
-_Held = tuple[dict[str, Any], str, Any, int]
+class _Made(NamedTuple):
+    """A compiled call, and all that it was made of.
 
+    Attributes:
+        given: the gate, its first layer if that is another, weight and bias of a convolution.
+        layers: the modules that the call does the work of.
+        held: parameters, modules and settings where they were found, and where a parameter's values lay.
+        op: the call; None where there is none.
+    """
 
-def _held(gate: Gate, first: nn.Linear | None, *ahead: Tensor | None) -> list[_Held]:
-    """All that a compiled scale was made of."""
-    found: list[tuple[dict[str, Any], str, Any]] = []
-    for module in (*gate.modules(), *(() if first is None else (first,))):
-        found += [(kind, name, what) for kind in (module._modules, module._parameters) for name, what in kind.items()]
-    given = {str(i): t for i, t in enumerate(ahead)}
-    found += [(given, name, t) for name, t in given.items()]
-    return [(where, name, what, what.data_ptr() if isinstance(what, Tensor) else 0) for where, name, what in found]
+    given: tuple[Any, ...]
+    layers: list[nn.Module]
+    held: list[tuple[dict[str, Any], str, Any, int]]
+    op: ScaleOp | None
 
+    @classmethod
+    def of(cls, given: tuple[Any, ...]) -> _Made:
+        gate, first, weight, bias = given
+        layers = [*gate.children(), *(() if first is None else (first,))]
+        found = [(gate.__dict__, name, gate.__dict__[name]) for name in _SETTINGS if name in gate.__dict__]
+        for module in (gate, *layers):
+            for kind in (module._modules, module._parameters):
+                found += [(kind, name, what) for name, what in kind.items()]
+        ahead = {"weight": weight, "bias": bias}
+        found += [(ahead, name, what) for name, what in ahead.items()]
+        held = [(where, name, what, what.data_ptr() if isinstance(what, Tensor) else 0) for where, name, what in found]
+        op = None
+        if all(map(_is_plain, layers)):
+            op = _compiled(gate, None if weight is None else (weight.flatten(1), bias), first)
+        return cls(given, layers, held, op if op is not None and op.usable else None)
 
-def _stay(held: list[_Held]) -> bool:
-    """Whether all that is as it was."""
-    for where, name, what, address in held:
-        if where.get(name) is not what or (isinstance(what, Tensor) and what.data_ptr() != address):
+    def stays(self, given: tuple[Any, ...]) -> bool:
+        """Whether all that is as it was."""
+        if not all(map(operator.is_, given, self.given)):
             return False
-    return True
+        for layer in self.layers:
+            if layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__:
+                return False
+        for where, name, what, address in self.held:
+            if where.get(name) is not what or (isinstance(what, Tensor) and what.data_ptr() != address):
+                return False
+        return True
+
+
+_SETTINGS = ("activation", "gate_function", "hard_sigmoid_slope", "neutral", "descriptors")
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer does what its class does with its weights, and nobody waits for it to be called."""
+    return type(layer) in (nn.Linear, nn.Conv1d) and "weight" in layer._parameters and not is_watched(layer)
 
 
 def _compiled(gate: Gate, ahead: Layer | None, first: nn.Linear | None) -> ScaleOp | None:

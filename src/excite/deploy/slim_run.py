@@ -13,7 +13,7 @@ from excite.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from excite.data import DataSet
 from excite.deploy.slim import SlimResult, slim
 from excite.errors import UserError
-from excite.files import check_writable
+from excite.files import check_writable, expanded
 from excite.training.settings import Settings
 from excite.training.trained import checkpoint_file, data_as_trained, pick_device
 
@@ -104,7 +104,7 @@ def slim_checkpoint(config: SlimConfig, *, data: DataSet | None = None) -> SlimR
             without gates.
     """
     path = checkpoint_file(config.checkpoint)
-    out = Path(config.out) if config.out is not None else path.parent / "slim"
+    out = expanded(config.out) if config.out is not None else path.parent / "slim"
     if out.is_file():
         raise UserError(f"out={str(out)!r} is a file: give a folder")
     check_writable(out / "slim.json", "out")

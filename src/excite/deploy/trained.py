@@ -8,6 +8,7 @@ from typing import Any
 
 from excite.checkpoint import Checkpoint, read_checkpoint
 from excite.errors import UserError
+from excite.files import expanded
 from excite.training.trained import checkpoint_file
 
 __all__ = ["check_preprocessing", "class_names", "open_checkpoint"]
@@ -60,7 +61,7 @@ def class_names(own: tuple[str, ...], file: str | None, path: Path) -> tuple[str
             )
         return own
     try:
-        names = tuple(line.strip() for line in Path(file).expanduser().read_text(encoding="utf-8").splitlines())
+        names = tuple(line.strip() for line in expanded(file).read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"classes: cannot read {file!r}: {getattr(error, 'strerror', None) or 'it is not text'}"

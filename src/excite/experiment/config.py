@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from excite.errors import UserError
+from excite.files import expanded
 from excite.training.config import FREE, Recipe, TrainConfig
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class CompareConfig(Recipe):
     def folder(self) -> Path:
         """Where the comparison lies."""
         if self.out is not None:
-            return Path(self.out).expanduser()
+            return expanded(self.out)
         digest = hashlib.sha256(json.dumps(self.recipe(), sort_keys=True).encode()).hexdigest()[:8]
         words = re.sub(r"[^\w.=-]+", "-", f"compare-{self.model}-{self.data}")
         return Path("runs") / f"{words[:100]}-{digest}"

@@ -227,6 +227,6 @@ def mean(x: Tensor) -> Tensor | None:
     rows = rows_if_usable(x)
     if rows is None or (loaded := library()) is None:
         return None
-    out = torch.empty(x.shape[:2], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    out = torch.empty(x.shape[:2], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=x.device)
     loaded.excite_mean(*sizes(x, rows), x.data_ptr(), out.data_ptr())
     return out

@@ -84,7 +84,7 @@ def pointwise(
     if in_place and shortcut is not None:
         y = shortcut
     else:
-        y = torch.empty((n, c_out, h, w), dtype=torch.float32, memory_format=torch.channels_last)
+        y = torch.empty((n, c_out, h, w), dtype=torch.float32, device=x.device, memory_format=torch.channels_last)
     taken, scale = (None if t is None else t.to(torch.float32).contiguous() for t in (taken, scale))
     loaded.excite_pointwise(
         0, 1, torch.get_num_threads(), n, c_out, h * w, x.data_ptr(), panels.data_ptr(), bias.data_ptr(),

@@ -54,7 +54,7 @@ class ScaleOp:
 
     Attributes:
         tensors: weight, bias, weight, bias, taps, of those that there are.
-        usable: whether tensors are as above, and a compiler was found.
+        usable: whether tensors are as above and fit each other, and a compiler was found.
     """
 
     def __init__(
@@ -71,7 +71,11 @@ class ScaleOp:
         given = (*(first or (None, None)), *(second or (None, None)), taps)
         self.tensors = tuple(t for t in given if t is not None)
         loaded = library()
-        self.usable = loaded is not None and all(map(_fits, self.tensors))
+        layers = [layer for layer in (first, second) if layer is not None]
+        self._inputs = layers[0][0].shape[1] if layers else 0  # 0: any
+        chained = len(layers) < 2 or layers[1][0].shape[1] == len(layers[0][0])
+        chained &= all(bias is None or bias.shape == (len(weight),) for weight, bias in layers)
+        self.usable = loaded is not None and chained and all(map(_fits, self.tensors))
         hidden = 0 if first is None else len(first[0])
         self._channels = len(second[0]) if second is not None else hidden  # 0: the map's own
         self._told = _Told(
@@ -82,7 +86,8 @@ class ScaleOp:
         self._run = None if loaded is None else loaded.excite_scale
 
     def __call__(self, x: Tensor) -> Tensor | None:
-        """s [N, C]; None where it cannot be done: this is not ``usable``, or x is no float32 map on the CPU.
+        """s [N, C]; None where it cannot be done: this is not ``usable``, x is no float32 map on the CPU, or
+        not as wide as the weights.
 
         Bytes moved: reads x and the weights once.
         """
@@ -90,7 +95,9 @@ class ScaleOp:
         if rows is None or self._run is None:
             return None
         n, channels = x.shape[:2]
-        s = torch.empty((n, self._channels or channels))
+        if self._inputs and self._inputs != channels:
+            return None
+        s = torch.empty((n, self._channels or channels), dtype=torch.float32, device=x.device)
         self._run(*sizes(x, rows), x.data_ptr(), s.data_ptr(), self._pointer)
         return s
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from excite.data import DataSet
 from excite.errors import UserError
-from excite.files import write_atomic
+from excite.files import expanded, write_atomic
 from excite.training.config import TrainConfig
 from excite.training.files import read_state
 from excite.training.progress import say
@@ -48,7 +48,7 @@ class RunFolder:
     def of(cls, config: TrainConfig) -> RunFolder:
         """The folder a config asks for: ``out``, else one under runs/ named after what it holds."""
         if config.out is not None:
-            return cls(Path(config.out).expanduser())
+            return cls(expanded(config.out))
         words = [config.model, config.gate or "none", f"seed{config.seed}", config.digest()]
         return cls(Path("runs") / "-".join(re.sub(r"[^\w.=]+", "-", word).strip("-")[:100] for word in words))
 

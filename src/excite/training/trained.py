@@ -10,6 +10,7 @@ import torch
 from excite.checkpoint import Checkpoint
 from excite.data import DataSet, load_data
 from excite.errors import UserError
+from excite.files import expanded
 from excite.training.progress import say
 
 __all__ = ["checkpoint_file", "data_as_trained", "pick_device"]
@@ -24,7 +25,7 @@ def checkpoint_file(name: str) -> Path:
     Raises:
         ValueError: a folder without one.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         path = path / "last.safetensors"
         if not path.exists():
