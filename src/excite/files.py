@@ -11,7 +11,7 @@ from typing import IO
 
 from excite.errors import UserError
 
-__all__ = ["check_writable", "expanded", "replacing", "write_atomic"]
+__all__ = ["check_folder", "check_writable", "expanded", "replacing", "write_atomic"]
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
@@ -73,6 +73,22 @@ def check_writable(path: Path, what: str) -> None:
         reason = error.strerror
     if reason:
         raise UserError(f"{what}={str(path)!r} cannot be written: {reason}; name another file")
+
+
+def check_folder(folder: Path, file: str, what: str) -> None:
+    """Checks, before the work whose results go there, that a folder can hold a file; makes nothing.
+
+    Args:
+        folder: its place.
+        file: name of the file.
+        what: the setting that names the folder, for the error.
+
+    Raises:
+        ValueError: the folder is a file, or nothing may be written there.
+    """
+    if folder.is_file():
+        raise UserError(f"{what}={str(folder)!r} is a file: give a folder")
+    check_writable(folder / file, what)
 
 
 def _obstacle(path: Path) -> str | None:

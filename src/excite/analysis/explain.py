@@ -27,7 +27,7 @@ from excite.checkpoint import Checkpoint, read_checkpoint
 from excite.data import DataSet
 from excite.data.dataset import FileSplit
 from excite.errors import UserError
-from excite.files import check_writable, expanded, write_atomic
+from excite.files import check_folder, expanded, write_atomic
 from excite.training.trained import checkpoint_file, data_as_trained, pick_device
 
 __all__ = ["explain", "explain_checkpoint"]
@@ -154,9 +154,7 @@ def _explained(
     progress: bool,
     image_name: Callable[[int], str] | None = None,
 ) -> Explanation:
-    if out.is_file():
-        raise UserError(f"out={str(out)!r} is a file: give a folder")
-    check_writable(out / "explain.html", "out")
+    check_folder(out, "explain.html", "out")
     record = record_gates(model, batches, classes=classes, sample=config.sample, progress=progress, seed=config.seed)
     record = only_sites(record, config.sites)
     drawable(record, config.show_classes)  # what cannot be drawn is said before the long part, not after it

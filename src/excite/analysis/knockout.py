@@ -269,8 +269,7 @@ def _check_same_network(taps: Taps, sites: Sequence[SiteRecord], record: GateRec
     if record.weights and record.weights != weights_digest(taps.model):
         raise UserError(
             "the record is of a network with these gates but other weights, as rounding to float16 makes them too, and "
-            "its means say nothing of this one: "
-            "record this one, or give the one that was recorded"
+            "its means say nothing of this one: record this one, or give the one that was recorded"
         )
 
 

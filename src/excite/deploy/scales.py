@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,6 @@ from torch.nn import functional as F
 
 from excite.gates import ECA, SE, EffectiveSE, Gate, SEVar1, SEVar3
 from excite.gates.base import is_watched
-from excite.gates.functions import ACTIVATIONS, gate_function
 from excite.ops import squeeze
 from excite.ops.scale import FUNCTIONS, Layer, ScaleOp
 from excite.ops.tail_functions import is_transformed
@@ -24,8 +24,10 @@ _ACTS = {"relu": "relu", "silu": "silu", "hard_swish": "hardswish"}
 
 def ordinary(*tensors: Tensor | None) -> bool:
     """Whether PyTorch's ordinary operations are to be taken: somebody looks on, or a gradient is asked for."""
-    if torch.compiler.is_compiling() or is_transformed():
-        return True
+    return torch.compiler.is_compiling() or is_transformed() or _wants_gradient(tensors)
+
+
+def _wants_gradient(tensors: Iterable[Tensor | None]) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
@@ -48,13 +50,12 @@ class ChannelScale:
             first: in place of ``ahead``, for SE: that convolution and the gate's own first layer as one.
         """
         op = None if ordinary(x) else self._op(gate, ahead or (None, None), first)
-        if op is not None and not ordinary(*op.tensors) and (s := op(x)) is not None:
+        if op is not None and not _wants_gradient(op.tensors) and (s := op(x)) is not None:
             return s
         z = squeeze(x, gate.descriptors)
         if first is not None:
             assert isinstance(gate, SE)
-            hidden = ACTIVATIONS[gate.activation](first(z))
-            return gate_function(gate.fc2(hidden), gate.gate_function, gate.hard_sigmoid_slope, neutral=gate.neutral)
+            return gate.from_hidden(first(z))
         return gate.excite(z if ahead is None else F.linear(z, ahead[0].flatten(1), ahead[1]))
 
     def _op(self, gate: Gate, ahead: tuple[Tensor | None, Tensor | None], first: nn.Linear | None) -> ScaleOp | None:

@@ -12,8 +12,7 @@ from excite.analysis import ImageBatches
 from excite.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from excite.data import DataSet
 from excite.deploy.slim import SlimResult, slim
-from excite.errors import UserError
-from excite.files import check_writable, expanded
+from excite.files import check_folder, expanded, write_atomic
 from excite.training.settings import Settings
 from excite.training.trained import checkpoint_file, data_as_trained, pick_device
 
@@ -105,9 +104,7 @@ def slim_checkpoint(config: SlimConfig, *, data: DataSet | None = None) -> SlimR
     """
     path = checkpoint_file(config.checkpoint)
     out = expanded(config.out) if config.out is not None else path.parent / "slim"
-    if out.is_file():
-        raise UserError(f"out={str(out)!r} is a file: give a folder")
-    check_writable(out / "slim.json", "out")
+    check_folder(out, "slim.json", "out")
     checkpoint = read_checkpoint(path)
     device = pick_device(config.accelerator)
     data = data_as_trained(
@@ -142,7 +139,7 @@ def _written(result: SlimResult, checkpoint: Checkpoint, data: DataSet, config: 
         extra={**checkpoint.extra, "slim": result.report.finding},
     )
     report_path = out / "slim.json"
-    report_path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_atomic(report_path, json.dumps(report, indent=1, allow_nan=False) + "\n")
     return SlimRun(result, checkpoint.path, model_path, report_path)
 
 

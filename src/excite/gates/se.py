@@ -149,5 +149,9 @@ class SE(Gate):
 
     def excite(self, z: Tensor) -> Tensor:
         """s [N, C] from z [N, C]: Eq. 3."""
-        hidden = ACTIVATIONS[self.activation](self.fc1(z))
+        return self.from_hidden(self.fc1(z))
+
+    def from_hidden(self, hidden: Tensor) -> Tensor:
+        """s [N, C] from W1 z + b1 [N, R], however it was had."""
+        hidden = ACTIVATIONS[self.activation](hidden)
         return gate_function(self.fc2(hidden), self.gate_function, self.hard_sigmoid_slope, neutral=self.neutral)

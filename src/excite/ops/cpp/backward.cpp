@@ -101,17 +101,12 @@ template <class T>
 void moments_grad(const Map map, bool rows, const T* g, const T* x, const Sum<T>* centre, const Sum<T>* scale,
                   const Sum<T>* constant, const Sum<T>* slope, T* dx) {
     if (rows) {
-        share_rows(map, [=](Index n, Index first, Index last) {
-            const Index channel = n * map.c;
-            for (Index row = n * map.p + first; row < n * map.p + last; ++row)
-                each(map.c, [&](auto lanes, Index c) {
-                    constexpr int L = decltype(lanes)::value;
-                    const Index i = row * map.c + c, k = channel + c;
-                    fetch(x + i);
-                    fetch(g + i);
-                    store<L>(dx + i, load<L>(scale + k) * load<L>(g + i) + load<L>(constant + k) +
-                                         load<L>(slope + k) * (load<L>(x + i) - load<L>(centre + k)));
-                });
+        share_values(map, [=](auto lanes, Index i, Index k) {
+            constexpr int L = decltype(lanes)::value;
+            fetch(x + i);
+            fetch(g + i);
+            store<L>(dx + i, load<L>(scale + k) * load<L>(g + i) + load<L>(constant + k) +
+                                 load<L>(slope + k) * (load<L>(x + i) - load<L>(centre + k)));
         });
     } else {
         share<true>(map, map.n * map.c, [=](Index plane) {

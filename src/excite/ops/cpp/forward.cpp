@@ -13,21 +13,16 @@ template <class T, Act act>
 void affine_act(const Map map, bool rows, const T* x, const T* shortcut, const Sum<T>* centre, const Sum<T>* scale,
                 const Sum<T>* offset, T* out) {
     if (rows) {
-        share_rows(map, [=](Index n, Index first, Index last) {
-            const Index channel = n * map.c;
-            for (Index row = n * map.p + first; row < n * map.p + last; ++row)
-                each(map.c, [&](auto lanes, Index c) {
-                    constexpr int L = decltype(lanes)::value;
-                    const Index i = row * map.c + c;
-                    fetch(x + i);
-                    if (shortcut) fetch(shortcut + i);
-                    auto h = load<L>(x + i);
-                    if (centre) h -= load<L>(centre + channel + c);
-                    h *= load<L>(scale + channel + c);
-                    if (offset) h += load<L>(offset + channel + c);
-                    if (shortcut) h += load<L>(shortcut + i);
-                    store<L>(out + i, activate<act, Sum<T>, L>(h));
-                });
+        share_values(map, [=](auto lanes, Index i, Index k) {
+            constexpr int L = decltype(lanes)::value;
+            fetch(x + i);
+            if (shortcut) fetch(shortcut + i);
+            auto h = load<L>(x + i);
+            if (centre) h -= load<L>(centre + k);
+            h *= load<L>(scale + k);
+            if (offset) h += load<L>(offset + k);
+            if (shortcut) h += load<L>(shortcut + i);
+            store<L>(out + i, activate<act, Sum<T>, L>(h));
         });
     } else {
         share<true>(map, map.n * map.c, [=](Index plane) {

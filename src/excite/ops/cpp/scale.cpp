@@ -9,7 +9,7 @@
 namespace {
 
 struct Layer {
-    const float *weight, *bias;  // [outputs][inputs] and [outputs]; either may be null
+    const float *weight, *bias;  // [outputs][inputs] and [outputs], which may be null
     Index inputs, outputs;
 };
 
@@ -32,7 +32,7 @@ inline void products(const float* x, const float* w, Index inputs, float* out) {
     for (int r = 0; r < rows; ++r) out[r] = total_of(sums[r]) + rest[r];
 }
 
-// out [N, outputs] from x [N, inputs]; `then(y, n, j)` is written.
+// out [N, outputs] from x [N, inputs]; `then(y)` is written.
 template <class Then>
 void apply(const Layer& layer, Index n, int threads, const float* x, float* out, const Then then) {
     const Map work{n, layer.outputs, layer.inputs, threads};
@@ -84,8 +84,8 @@ void windows(const float* z, Index n, Index channels, const float* taps, Index c
 
 }  // namespace
 
-// What scale.py tells of a gate, once. w1 [hidden, K], w2 [C, hidden or K], taps [count]: any of them may be
-// null. Without w2 channels may be 0.
+// What scale.py tells of a gate, once. w1 [hidden, K], w2 [C, hidden or K], taps [count]: any of them may be null.
+// Without w2 channels may be 0.
 struct Gate {
     const float *w1, *b1, *w2, *b2, *taps;
     Index hidden, channels, count;

@@ -66,13 +66,14 @@ void share_channels(const Map& map, const Part part) {
     });
 }
 
-// A row-wise map value by value: `part(n, first, last)` over ranges of positions.
-template <class Part>
-void share_rows(const Map& map, const Part part) {
+// A row-wise map value by value: `body(lanes, i, k)` for the values from i on, whose [N, C] numbers stand from k on.
+template <class Body>
+void share_values(const Map& map, const Body body) {
     const Index height = std::max<Index>(1, 8192 / map.c), blocks = (map.p + height - 1) / height;
-    share<true>(map, map.n * blocks, [=, positions = map.p](Index i) {
-        const Index first = i % blocks * height;
-        part(i / blocks, first, std::min(positions, first + height));
+    share<true>(map, map.n * blocks, [=, p = map.p, channels = map.c](Index block) {
+        const Index n = block / blocks, first = block % blocks * height, last = std::min(p, first + height);
+        for (Index row = n * p + first; row < n * p + last; ++row)
+            each(channels, [&](auto lanes, Index c) { body(lanes, row * channels + c, n * channels + c); });
     });
 }
 
